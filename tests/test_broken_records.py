@@ -51,8 +51,8 @@ BROKEN = [
     ("universe", "accuracy", [0.9], "of the accuracies, 3 nets have another mean"),
     ("universe", "similarity.conv1", 5, "less than or equal to 1"),
     ("flip_merge", "similarity", {"conv1": 5}, "less than or equal to 1"),
-    ("flip_merge", "barrier.halfway", GONE, "of the accuracies, 'halfway' has none"),
-    ("pair_merge", "absolute_barrier.repaired", GONE, "of the accuracies, 'repaired' has none"),
+    ("flip_merge", "barrier.halfway", GONE, "the accuracy 'halfway' has none"),
+    ("pair_merge", "absolute_barrier.repaired", GONE, "the accuracy 'repaired' has none"),
     ("flip_merge", "permutations", {}, "at least 1 item"),
     ("train", "data_wait_share", "a lot", "valid number"),
     ("theory", "measured", {}, "at least 1 item"),
@@ -79,7 +79,7 @@ BROKEN = [
     ("universe", "merged.3.barrier.universe", 0.5,
      "by equation .4. of the accuracies, it is 0.1 for 'universe'"),
     ("universe", "merged.3", GONE, "the counts of the settings"),
-    ("universe", "seeds", [0, 1], "one seed a checkpoint"),
+    ("universe", "seeds", [0, 1], "one seed per checkpoint"),
     ("universe", "cycles", GONE, "lacks the field 'cycles'"),
     ("identifiability", "variants.towers", GONE, "those of the settings"),
     ("identifiability", "variants.activation.channels", 0, "greater than or equal to 1"),
@@ -195,7 +195,7 @@ def test_a_duplicate_key_is_refused_at_any_depth(tmp_path):
     ):  # fmt: skip
         assert once in text
         path.write_text(text.replace(once, twice, 1), encoding="utf-8")
-        line = rf"is not valid JSON \(the key '{key}' stands twice .*delete it"
+        line = rf"is not valid JSON \(the key '{key}' occurs twice .*delete it"
         refused(lambda: load_record_or_none(path), match=line)
 
 
@@ -274,7 +274,7 @@ FILES = {
     "accuracy 17": (train(accuracy=17),
      rf"{CNN}\.json can't be right \(accuracy: 17 given; .*\): delete it, and it is made again$"),
     "null for an object": (train(settings=None),
-     r"settings\.json can't be right \(None stands in it\): give its folder the file back"),
+     r"settings\.json can't be right \(it holds None\): give its folder the file back"),
     "other model": (train(model="gcnn"), rf"{CNN}\.json is of train/gcnn-\w{{8}}/0, not of {CNN}: give each"),
     "swapped": ({"train/cnn-0.json": records.train("cnn", 1), "train/cnn-1.json": records.train("cnn", 0)},
      rf"{CNN}\.json is of train/cnn-\w{{8}}/1, not of {CNN}: give each record its name back"),

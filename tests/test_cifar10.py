@@ -279,14 +279,14 @@ WRONG = {  # how the files are damaged (`one`: the third batch), and the lines f
     "missing": (lambda files, batch: files.pop(batch),
      (r"lacks data_batch_3(\.bin)?: ", r"lacks data_batch_3: ")),
     "truncated": (lambda files, batch: files.update({batch: files[batch][:-100]}),
-     (r"data_batch_3\.bin has 61,360 bytes, and a batch of CIFAR10 61,460: ", "data_batch_3 is truncated")),
+     (r"data_batch_3\.bin has 61,360 bytes, but a batch of CIFAR10 has 61,460: ", "data_batch_3 is truncated")),
     "empty": (lambda files, batch: files.update({batch: b""}),
      (r"data_batch_3\.bin has 0 bytes", r"data_batch_3 is truncated or damaged \(EOFError\)")),
     "another size": (lambda files, batch: again(files, batch, one_more),
      (r"data_batch_3\.bin has 64,533 bytes",
-      r"data_batch_3 has data uint8 \(21, 3072\), and a batch of CIFAR10 uint8 \(20, 3072\): ")),
+      r"data_batch_3 has data uint8 \(21, 3072\), but a batch of CIFAR10 has uint8 \(20, 3072\): ")),
     "another label": (lambda files, batch: again(files, batch, another_label),
-     (r"data_batch_3(\.bin)? has the label 10, and CIFAR10 has 0 to 9",) * 2),
+     (r"data_batch_3(\.bin)? has the label 10, but CIFAR10 has 0 to 9",) * 2),
     "other classes": (lambda files, batch: again(files, batch, classes=("plane", *cifar10.CLASSES[1:])),
      (r"batches\.meta.*: the classes are plane, automobile, .*, truck, not CIFAR10's",) * 2),
     "no classes": (lambda files, batch: files.pop(next(file for file in files if "meta" in file)),
@@ -315,9 +315,9 @@ def test_a_truncated_archive_is_one_line_wherever_it_ends(tmp_path, source):
         for share in (0.001, 0.3, 0.7):
             archive.write_bytes(whole[: int(share * len(whole))])
             line = refusal(source, archive, tmp_path)
-            assert "is truncated or no archive" in line or "lacks " in line, line
+            assert "is truncated or not an archive" in line or "lacks " in line, line
         archive.write_bytes(b"<html>not found</html>")
-        assert "is truncated or no archive" in refusal(source, archive, tmp_path)
+        assert "is truncated or not an archive" in refusal(source, archive, tmp_path)
 
 
 def test_missing_files_are_one_line_with_what_is_expected(tmp_path):
@@ -347,7 +347,7 @@ OTHER_PICKLES = {
     "floats": ({"data": np.zeros((COUNT, 3072)), "labels": [0] * COUNT}, "has data float64"),
     "words": ({"data": ZEROS, "labels": ["cat"] * COUNT}, "has the label 'cat'"),
     "labels missing": ({"data": ZEROS, "labels": [0]}, "has no list of 20 labels"),
-    "ragged": ({"data": [[1], [1, 2]], "labels": [0] * COUNT}, "has data list, and a batch"),
+    "ragged": ({"data": [[1], [1, 2]], "labels": [0] * COUNT}, "has data list, but a batch"),
 }
 
 

@@ -91,9 +91,9 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("run", "models.cnn.training.augmentation", "maybe", "true or false$"),
     ("paper", "models.dino.weights.urls", None, "a list$"),
     ("paper", "models.dino.recipe.0", ["supervised"], "one of training, pretr"),
-    *(("paper", "models.dino.weights.urls.0", [f"https://h/{path}"], "an address in ASCII") for path in (
+    *(("paper", "models.dino.weights.urls.0", [f"https://h/{path}"], "a URL in ASCII") for path in (
      "a.pth#sha256=12", "a.pth#", "../a.pth", "a/./b", "a/..", "a b", "ä.pth", "\0.pth", "a\n")),
-    *(("paper", "models.dino.weights.urls.0", [url], "an address in ASCII")
+    *(("paper", "models.dino.weights.urls.0", [url], "a URL in ASCII")
      for url in ("ftp://h/a", "file:///", "https:///", "file://..", "/a.pth", "h/a.pth", "")),
     ("paper", "models.byol.weights.layout", "mine", "one of auto, plain, module"),
     ("paper", "models.byol.paper", "boyl", r"one of torchvision_new, .* \(is it byol\?\), or null$"),
@@ -198,8 +198,8 @@ LINES = [  # where, changes, and how the line begins; a leading colon stands for
     ("demo", {"data.train_images": None}, "data: generated images need numbers"),
     ("laptop", {"data.test_images": 5}, ": only for generated images"),
     # what YAML makes of it
-    ("demo", {"training": None}, ": nothing stands below it; write its keys there, or remove it"),
-    ("demo", {"models": None}, ": nothing stands below it"),
+    ("demo", {"training": None}, ": nothing is below it; write its keys there, or remove it"),
+    ("demo", {"models": None}, ": nothing is below it"),
     ("demo", {"merging": 500}, ": 500 given; allowed are keys and their values"),
     ("run", {"training": endless()}, ": unknown key 'training'; allowed are epochs"),
     # names
@@ -218,7 +218,7 @@ LINES = [  # where, changes, and how the line begins; a leading colon stands for
     ("run", {"cifar10": MINE | {"test": "./train"}},
      "cifar10.test: './train' given, the folder of cifar10.train"),
     ("run", {"imagenet.val": "train"}, ": 'train' given, the folder of imagenet.train"),
-    ("run", {"datasets": {"cifar10": MINE}}, "datasets.cifar10: this data set is there already"),
+    ("run", {"datasets": {"cifar10": MINE}}, "datasets.cifar10: this data set exists already"),
     ("run", {"models.simsiam_odd.recipe": ["pretraining"]},
      ": [pretraining] given; the last stage has to make a classifier, as"),
     ("run", {"models.simsiam_odd.recipe": ["linear"]},
@@ -334,14 +334,14 @@ def test_a_key_is_named_by_its_file_even_if_another_overrides_it(tmp_path):
 
 
 FILES = [
-    (b"a: 1\nb: &b\n  c: [1, *b]\n", r", line 3: \*b stands inside of &b, so it has no end$"),
-    (b"a: " + b"[" * 100_000, ", line 1: more than 100 sections inside of each other$"),
-    (b"scale: demo\nseeds: 0\nscale: paper\n", ", line 3: the key 'scale' stands in line 1 already"),
-    (b"a:\n  b: [{c: 1, c: 2}]\n", ", line 2: the key 'c' stands in line 2"),
+    (b"a: 1\nb: &b\n  c: [1, *b]\n", r", line 3: \*b is inside &b, so it has no end$"),
+    (b"a: " + b"[" * 100_000, ", line 1: more than 100 sections inside each other$"),
+    (b"scale: demo\nseeds: 0\nscale: paper\n", ", line 3: the key 'scale' is in line 1 already"),
+    (b"a:\n  b: [{c: 1, c: 2}]\n", ", line 2: the key 'c' is in line 2"),
     ("scale: demo\nlabel: Bökman\n".encode("latin-1"), ", line 2: the byte 0xf6 isn't UTF-8"),
-    (b"scale: demo\npairs: [[a, b]\n\nseeds: 0\n", r", line 4: no YAML \(did not find"),
-    (b"scale: demo\na:\n\tb: 1\n", r", line 3: no YAML \(found character that cannot start"),
-    (b"scale: \x07\n", r": no YAML \(unacceptable character #x0007"),
+    (b"scale: demo\npairs: [[a, b]\n\nseeds: 0\n", r", line 4: not valid YAML \(did not find"),
+    (b"scale: demo\na:\n\tb: 1\n", r", line 3: not valid YAML \(found character that cannot start"),
+    (b"scale: \x07\n", r": not valid YAML \(unacceptable character #x0007"),
     (b"demo\n", ": no keys in it"),
     (b"", ": no keys in it"),
     (b"scale: demo\nseeds: 0_1\n", ", line 2: seeds: 0_1 given; allowed are"),
@@ -349,14 +349,17 @@ FILES = [
     (b"a: 1\nthreads: 010\n", ", line 2: threads: YAML takes 010 for 8; write it as a decimal number$"),
     (b"seeds: 1:30\n", ", line 1: seeds: YAML takes 1:30 for 90; write it"),
     (b"pairs: [[cnn, 1:30.5]]\nb: [1, 0o17, 0b1]\n", ", line 2: b: YAML takes 0b1 for 1; write it"),
-    (b"a: 2023-02-30\n", r": a value is no YAML \(day is out of range.*\); put it in quotes$"),
-    (b"a: " + b"9" * 5000, r": a value is no YAML \(Exceeds the limit"),
-    (b"a: !!int x\n", r": a value is no YAML \(invalid literal"),
-    (b"a: !!bool x\n", r": a value is no YAML \('x'\)"),
-    (b"b: 1\na: !!python/object:os.system x\n", r", line 2: no YAML \(could not determine a constructor"),
-    (b"a: =\n", r", line 1: no YAML \(could not determine a constructor"),
-    (b"? [a, b]\n: c\n", r", line 1: no YAML \(found unhashable key"),
-    (b"<<: 3\n", r", line 1: no YAML \(expected a mapping"),
+    (b"a: 2023-02-30\n", r": a value isn't valid YAML \(day is out of range.*\); put it in quotes$"),
+    (b"a: " + b"9" * 5000, r": a value isn't valid YAML \(Exceeds the limit"),
+    (b"a: !!int x\n", r": a value isn't valid YAML \(invalid literal"),
+    (b"a: !!bool x\n", r": a value isn't valid YAML \('x'\)"),
+    (
+        b"b: 1\na: !!python/object:os.system x\n",
+        r", line 2: not valid YAML \(could not determine a constructor",
+    ),
+    (b"a: =\n", r", line 1: not valid YAML \(could not determine a constructor"),
+    (b"? [a, b]\n: c\n", r", line 1: not valid YAML \(found unhashable key"),
+    (b"<<: 3\n", r", line 1: not valid YAML \(expected a mapping"),
     ("scale: demo\n".encode("utf-16"), ", line 1: the byte 0xff isn't UTF-8"),
 ]
 

@@ -300,7 +300,7 @@ def test_figure_9_shows_each_filter_beside_its_match_or_the_reason_why_not():
 
 
 def test_a_layer_whose_filters_are_not_stored_is_named():
-    line = "no filters of conv2 are kept of old-0, only conv1"
+    line = "no filters of conv2 are kept for old-0, only conv1"
     refused(lambda: filter_pairs([resnet()], "conv2", False, 0.1, {}), match=line)
 
 

@@ -68,11 +68,11 @@ def test_a_merge_of_nets_of_accuracy_zero_has_no_barrier():
 
 def test_a_pair_has_two_nets_with_a_checkpoint_each():
     record = pair("cnn", 0, "cnn", 1)
-    assert problem(record) is None and "allowed are two nets" in problem(record | {"seed_2": 0})
+    assert problem(record) is None and "allowed are two different nets" in problem(record | {"seed_2": 0})
     lacking = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
-    assert "one checkpoint a net, 2" in problem(record | {"inputs": lacking})
+    assert "one checkpoint per net, 2" in problem(record | {"inputs": lacking})
     same = {**record["inputs"], "checkpoints": lacking["checkpoints"] * 2}
-    assert "each another" in problem(record | {"inputs": same})
+    assert "all different" in problem(record | {"inputs": same})
 
 
 def written(tmp_path, *records):
@@ -159,7 +159,7 @@ def test_filters_of_another_net_than_in_their_files_name_are_refused(name, tmp_p
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     checkpoints.save_arrays(path, {}, about)
-    line = r"holds the filters of cnn-0, not those that its name says: delete it"
+    line = r"holds the filters of cnn-0, not of the net in its name: delete it"
     refused(lambda: read(("filters",), {"filters": [str(path)]}, {}), match=line)
     for right in ("cnn-0.safetensors", "cnn-0a1b2c3d/0.safetensors", "cnn-0a1b2c3d/0.1.safetensors"):
         path = tmp_path / "right" / right
@@ -307,8 +307,8 @@ CONTENTS = {
      "doesn't hold a net of this project: delete it, and it is"),
     "header that is no JSON": (header({"relusym": "{"}), "was not written by this project: delete it, and"),
     "header of another project": (header({"relusym": "[1]"}), "was not written by this project"),
-    "broken header": (b'\x10\0\0\0\0\0\0\0{"broken": \n\n', "is truncated or no safetensors file ("),
-    "empty": (b"", "is truncated or no safetensors file"),
+    "broken header": (b'\x10\0\0\0\0\0\0\0{"broken": \n\n', "is truncated or not a safetensors file ("),
+    "empty": (b"", "is truncated or not a safetensors file"),
 }  # fmt: skip
 
 

@@ -109,7 +109,10 @@ OTHER_NET = "results/tiny/figures/filters/conv1-cnn-7.png"
 OTHER_PAIR = "results/tiny/records/pair_merge/cnn--cnn-01234567/0--1.json"
 DRY = "--dry-run"
 RUNS = {
-    "empty variable": ([DRY, "--config", "seeds="], r"config error: seeds: nothing given \(is a variable"),
+    "empty variable": (
+        [DRY, "--config", "seeds="],
+        r"config error: seeds: no value given \(is a shell variable",
+    ),
     "seeds 0_1": (
         [DRY, "--config", "seeds=0_1"],
         "config error: seeds: 0_1 given; allowed are seeds such as",
@@ -141,12 +144,12 @@ SPOILED = {
     "key twice": (
         lambda clone: config(clone, lambda text: b"scale: demo\n" + text),
         [DRY],
-        r"config error: config\.yaml, line \d+: the key 'scale' stands in line 1 already; keep one$",
+        r"config error: config\.yaml, line \d+: the key 'scale' is in line 1 already; keep one$",
     ),
     "no YAML": (
         lambda clone: config(clone, lambda text: b"a: [\n" + text),
         [DRY],
-        r"config error: config\.yaml, line \d+: no YAML \(",
+        r"config error: config\.yaml, line \d+: not valid YAML \(",
     ),
     "config file in Latin-1": (
         lambda clone: mine(clone, "scale: tiny # Bökman".encode("latin-1")),

@@ -125,7 +125,7 @@ def test_a_record_without_its_number_is_named():
 
 
 def test_a_record_given_twice_is_refused():
-    with pytest.raises(UserError, match=r"pair_merge record of .*seed_1 0.* given twice"):
+    with pytest.raises(UserError, match=r"pair_merge record of .*seed_1 0.* occurs twice"):
         made(table4, pair_merge=[pair("cnn", 0, "cnn", 1)] * 2)
 
 

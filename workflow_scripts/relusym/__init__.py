@@ -1,13 +1,13 @@
 """relusym: how close is a ReLU network to a group-equivariant one? Matching, merging, REPAIR and barriers.
 
-The words are those of Bökman & Kahl, "Investigating how ReLU-networks encode symmetries", NeurIPS 2023.
+Terms are those of Bökman & Kahl, "Investigating how ReLU-networks encode symmetries", NeurIPS 2023.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
 
-# What is public, by where it is; imported when it is first asked for, since PyTorch takes seconds.
+# Public names and where they are defined; each is imported on first access, since importing PyTorch takes seconds.
 _PUBLIC = {
     "Handlers": "relusym.channels.tracing:Handlers",
     "Images": "relusym.evaluation.images:Images",

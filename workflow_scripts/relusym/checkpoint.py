@@ -1,6 +1,6 @@
-"""Checkpoints: tensors and text in one safetensors file, written whole; loading never runs code.
+"""Checkpoints: tensors and JSON metadata in one safetensors file, written whole; loading never runs code.
 
-PyTorch is imported only where its tensors are asked for: jobs on arrays start in a tenth of the time without.
+PyTorch is imported only where its tensors are needed: jobs on NumPy arrays start ten times faster without it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write `tensors` with `about` (JSON) in the header."""
+    """Write `tensors`, with `about` as JSON in the header."""
     from safetensors.torch import save as serialize
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_whole(path) as part:
-        # not by save_file, whose error on a full disk is no OSError
+        # not by save_file, whose error on a full disk isn't an OSError
         part.write_bytes(serialize(tensors, {"relusym": json.dumps(about)}))
 
 
 def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """As `save`, for NumPy arrays; there may be none."""
+    """Like `save`, for NumPy arrays; `arrays` may be empty."""
     from safetensors.numpy import save as serialize
 
     arrays = {name: array.copy(order="C") for name, array in arrays.items()}
@@ -45,19 +45,19 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str
 def load(
     path: str | Path, device: str | torch.device = "cpu", names: Iterable[str] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (of `names` only; None: all) and what `save` wrote about them; UserError if it isn't its file."""
+    """Return the tensors (only `names`; None: all) and `save`'s `about`; UserError if `save` didn't write the file."""
     return _load(path, "pt", str(device), names)
 
 
 def load_arrays(
     path: str | Path, names: Iterable[str] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """As `load`, but NumPy arrays, also of what `save` wrote. An empty `names`: the header alone."""
+    """Like `load`, but as NumPy arrays, also from files of `save`. An empty `names` reads the header alone."""
     return _load(path, "np", "cpu", names)
 
 
 def shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a file's tensors by their names, of which it reads none; UserError as of `load`."""
+    """The shapes of a file's tensors by name, without reading the tensors; UserError as in `load`."""
     with _opened(path, "np", "cpu") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
@@ -78,7 +78,7 @@ def _load(path: str | Path, framework: str, device: str, names: Iterable[str] | 
 @contextmanager
 def _opened(path: str | Path, framework: str, device: str) -> Iterator[Any]:
     try:
-        open_file(path).close()  # safetensors calls whatever it can't open missing
+        open_file(path).close()  # safetensors reports any file that it can't open as missing
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: let snakemake make it") from error
     except OSError as error:
@@ -88,6 +88,6 @@ def _opened(path: str | Path, framework: str, device: str) -> Iterator[Any]:
             yield file
     except (SafetensorError, struct.error, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is truncated or no safetensors file ({' '.join(str(error).split())}): delete it, and it is "
+            f"{path} is truncated or not a safetensors file ({' '.join(str(error).split())}): delete it, and it is "
             "made again"
         ) from error

@@ -1,4 +1,4 @@
-"""CIFAR10, known by its content, and its official files, read in the official order. Needs no PyTorch."""
+"""CIFAR10, recognised by its content, and a reader of its official files, in their order. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NAME = "CIFAR10"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 IN_A_BATCH, SIDE = 10_000, 32
-PIXELS = 3 * SIDE * SIDE  # of an image: all reds row by row, then greens and blues
+PIXELS = 3 * SIDE * SIDE  # values per image: all reds row by row, then greens, then blues
 
-# SHA-256 of the prepared images (`data.digest`) and of each split, as `data.image_set.header` makes them
+# SHA-256 of the prepared images (`data.digest`) and of each split, as computed by `data.image_set.header`
 DIGEST = "cfd62e0d8f236ac44903c01d0a78beec86d47a007400dde4b9b78e804ba9cf00"
 SPLIT_DIGESTS = {
     "train": "964dbad31307ac0a96398fba7b2e254780424040edc4f4bbfa8cc936773995be",
@@ -35,7 +35,7 @@ SPLIT_DIGESTS = {
 
 @dataclass(frozen=True)
 class Version:
-    """What an official version's folder, its archive, and the files in both are called."""
+    """The names of an official version's folder and archive, and of the files in both."""
 
     folder: str
     archive: str
@@ -43,7 +43,7 @@ class Version:
     class_names: str
 
     def files(self, splits: Iterable[str] = BATCHES) -> list[str]:
-        """The batches of some splits in their order, then the file of the classes' names."""
+        """The batch files of `splits` in order, then the file of class names."""
         return [*(batch + self.ending for split in splits for batch in BATCHES[split]), self.class_names]
 
 
@@ -51,18 +51,18 @@ VERSIONS = {
     "binary": Version("cifar-10-batches-bin", "cifar-10-binary.tar.gz", ".bin", "batches.meta.txt"),
     "python": Version("cifar-10-batches-py", "cifar-10-python.tar.gz", "", "batches.meta"),
 }
-SOURCES = ("torchvision", *VERSIONS)  # of the config, that give CIFAR10 and nothing else
+SOURCES = ("torchvision", *VERSIONS)  # sources in the config that yield only CIFAR10
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 AGAIN = "restore it, or download CIFAR10's archive again"
 
 
-# ---- what images are called
+# ---- the name of the images
 
 
 def name_of(label: str, digest: str | None) -> str:
-    """What tables call images: "CIFAR10" if their content is, "CIFAR10?" if only their label is that, else their label.
+    """The images' name in tables: "CIFAR10" by their content, "CIFAR10?" if only the label claims it, else the label.
 
-    `digest`: of the prepared images; None if there is none to hold the label against.
+    `digest`: that of the prepared images; None if there is none to check the label against.
     """
     if digest == DIGEST:
         return NAME
@@ -71,7 +71,7 @@ def name_of(label: str, digest: str | None) -> str:
 
 
 def doubt(digest: str, split: str | None = None) -> str:
-    """The line that explains "CIFAR10?", of the digest of the prepared images, or of the split's."""
+    """The line that explains "CIFAR10?", from the digest of all prepared images, or of those of `split`."""
     official, what = (SPLIT_DIGESTS[split], f"{split} images") if split else (DIGEST, "images")
     return (
         f"{NAME}?: these aren't {NAME}'s {what}, or not in its order (their SHA-256 begins with {digest[:8]}, that of "
@@ -79,13 +79,13 @@ def doubt(digest: str, split: str | None = None) -> str:
     )
 
 
-# ---- where the official files are
+# ---- the location of the official files
 
 
 def find(root: str | Path, source: str, key: str) -> Path:
-    """The folder or the archive of an official version (of `VERSIONS`): `root` itself, or in it.
+    """The folder or archive of an official version (of `VERSIONS`): `root` itself, or inside it.
 
-    `key`: where the config has `root`, for the UserError if it isn't there.
+    `key`: the config's section that has `root`, named in the UserError if neither exists.
     """
     places = {name: at for name, version in VERSIONS.items() if (at := _located(Path(root), version))}
     if source in places:
@@ -106,9 +106,9 @@ def _located(path: Path, version: Version) -> Path | None:
 
 
 def recognised(path: Path) -> tuple[str, Path] | None:
-    """The version of official files, and where they are, if `path` is or holds either; None if it doesn't.
+    """The version and location of the official files if `path` is, or contains, their folder or archive; else None.
 
-    UserError if it is a damaged archive, or one of something else.
+    UserError if `path` is an archive that is damaged or holds something else.
     """
     if not path.is_file():
         places = ((name, _located(path, version)) for name, version in VERSIONS.items())
@@ -122,17 +122,17 @@ def recognised(path: Path) -> tuple[str, Path] | None:
     raise UserError(f"{path} holds no batches of {NAME}: allowed is {archives}, or a folder")
 
 
-# ---- what is in them
+# ---- the contents of the official files
 
 
 def read(at: Path, source: str, splits: Iterable[str] = BATCHES) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The images of each split, uint8 (N, 32, 32, 3), and their labels, int64 (N,), in the official order.
 
-    The Python version's files are pickles. They are read by an unpickler that admits NumPy's arrays and plain values
-    alone, so that no code in them is ever run. `at` and `source`: as of `find`. UserError if a batch is missing,
-    truncated, of another size or with other labels, or the classes are others.
+    The Python version's files are pickles. They are read by an unpickler that admits only NumPy arrays and plain
+    values, so that no code in them is ever run. `at` and `source` are as in `find`. UserError if a batch is missing,
+    truncated, of the wrong size or with invalid labels, or if the classes aren't CIFAR10's.
     """
-    import numpy as np  # here, since every start of Snakemake reads the names above
+    import numpy as np  # here, since every start of Snakemake imports this module for the names above
 
     version, splits = VERSIONS[source], list(splits)
     contents = _contents(at, version.files(splits))
@@ -140,7 +140,7 @@ def read(at: Path, source: str, splits: Iterable[str] = BATCHES) -> dict[str, tu
     if names != CLASSES:
         raise UserError(
             f"{at / version.class_names}: the classes are {', '.join(names) or 'none'}, not {NAME}'s "
-            f"({CLASSES[0]} to {CLASSES[-1]}); other images are read from a folder with one folder a class"
+            f"({CLASSES[0]} to {CLASSES[-1]}); other images are read from a folder with one folder per class"
         )
     read_batch, arrays = {"binary": _binary, "python": _python}[source], {}
     for split in splits:
@@ -152,7 +152,7 @@ def read(at: Path, source: str, splits: Iterable[str] = BATCHES) -> dict[str, tu
 
 
 def _contents(at: Path, names: list[str]) -> dict[str, bytes]:
-    """The files of those names, in a folder or anywhere in an archive."""
+    """The contents of the files `names`, in a folder or anywhere in an archive."""
     try:
         if at.is_dir():
             files = {name: (at / name).read_bytes() for name in names if (at / name).is_file()}
@@ -166,7 +166,7 @@ def _contents(at: Path, names: list[str]) -> dict[str, bytes]:
 
 
 def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """The files of those names, whatever folder of the archive they are in; in one pass, that ends with the last."""
+    """Yield the files `names` from any folder of an archive, in one pass that stops after the last of them."""
     seen = set()
     try:
         with tarfile.open(path) as archive:
@@ -178,8 +178,8 @@ def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
                 if len(seen) == len(names):
                     return
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")  # not how it fared in each format
-        raise UserError(f"{path} is truncated or no archive ({reason}): {AGAIN}") from error
+        reason = str(error).partition("\n")[0].rstrip(":")  # without the error of each format that was tried
+        raise UserError(f"{path} is truncated or not an archive ({reason}): {AGAIN}") from error
 
 
 def _class_names(raw: bytes, source: str, path: Path) -> tuple[str, ...]:
@@ -190,17 +190,17 @@ def _class_names(raw: bytes, source: str, path: Path) -> tuple[str, ...]:
 
 
 def _binary(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (10000, 3072) and labels (10000,) of a batch whose records are a label and an image's pixels."""
+    """Pixels (10000, 3072) and labels (10000,) of a batch of records, each a label and an image's pixels."""
     import numpy as np
 
     if len(raw) != (size := IN_A_BATCH * (1 + PIXELS)):
-        raise UserError(f"{path} has {len(raw):,} bytes, and a batch of {NAME} {size:,}: {AGAIN}")
+        raise UserError(f"{path} has {len(raw):,} bytes, but a batch of {NAME} has {size:,}: {AGAIN}")
     rows = np.frombuffer(raw, np.uint8).reshape(IN_A_BATCH, 1 + PIXELS)
     return rows[:, 1:], _labels(rows[:, 0].tolist(), path)
 
 
 def _python(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """As `_binary`, of a pickled dict with the entries data and labels."""
+    """Like `_binary`, for a pickled dict with the entries data and labels."""
     import numpy as np
 
     batch = _unpickled(raw, path)
@@ -210,7 +210,7 @@ def _python(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (IN_A_BATCH, PIXELS):
         what = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise UserError(
-            f"{path} has data {what}, and a batch of {NAME} uint8 {(IN_A_BATCH, PIXELS)}: {AGAIN}"
+            f"{path} has data {what}, but a batch of {NAME} has uint8 {(IN_A_BATCH, PIXELS)}: {AGAIN}"
         )
     if not isinstance(labels, list) or len(labels) != IN_A_BATCH:
         raise UserError(f"{path} has no list of {IN_A_BATCH:,} labels, so it is no batch of {NAME}: {AGAIN}")
@@ -222,19 +222,19 @@ def _labels(labels: list[Any], path: Path) -> np.ndarray:
 
     allowed = range(len(CLASSES))
     if wrong := [label for label in labels if label not in allowed]:
-        raise UserError(f"{path} has the label {wrong[0]!r}, and {NAME} has 0 to {allowed[-1]}: {AGAIN}")
+        raise UserError(f"{path} has the label {wrong[0]!r}, but {NAME} has 0 to {allowed[-1]}: {AGAIN}")
     return np.array(labels, np.int64)
 
 
 def _unpickled(raw: bytes, path: Path) -> dict[str, Any]:
-    """A pickled dict of arrays and plain values. Whatever else the file asks for is refused before it is imported."""
+    """A pickled dict of arrays and plain values. Any other global in the file is refused before it is imported."""
     try:
         entries = _unpickler()(io.BytesIO(raw), encoding="latin1").load()
     except _Refused as error:
         raise UserError(
-            f"{path} asks for {error}, and no file of {NAME} does: refused, since it could run code; {AGAIN}"
+            f"{path} asks for {error}, which no file of {NAME} does: refused, since it could run code; {AGAIN}"
         ) from error
-    except Exception as error:  # what is damaged may raise anything
+    except Exception as error:  # a damaged pickle may raise anything
         raise UserError(f"{path} is truncated or damaged ({type(error).__name__}): {AGAIN}") from error
     if not isinstance(entries, dict):
         raise UserError(f"{path} holds no dict of arrays, so it is no file of {NAME}: {AGAIN}")
@@ -249,10 +249,10 @@ class _Refused(pickle.UnpicklingError):
 def _unpickler() -> type[pickle.Unpickler]:
     import numpy as np
 
-    reconstruct = np.empty(0).__reduce__()[0]  # by its names before and since NumPy 2
+    reconstruct = np.empty(0).__reduce__()[0]  # admitted under its names before and since NumPy 2
     admitted = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
     admitted |= {(f"numpy.{core}.multiarray", "_reconstruct"): reconstruct for core in ("core", "_core")}
-    # as which Python 3 writes bytes in a format that Python 2 can read
+    # Python 3 pickles bytes as a call of this in the formats that Python 2 can read
     admitted["_codecs", "encode"] = lambda text, _: text.encode("latin1")
 
     class ArraysAlone(pickle.Unpickler):

@@ -8,39 +8,39 @@ from pathlib import Path
 from types import FrameType
 
 # SIGTERM: scancel, preemption, time limit; SIGUSR1: `sbatch --signal=USR1@120`, two minutes before the time limit;
-# SIGINT: Ctrl-C, SIGHUP: a terminal that is closed, which every process of the terminal gets
+# SIGINT: Ctrl-C; SIGHUP: the terminal was closed, sent to every process of the terminal
 WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 def hears(number: int) -> bool:
-    """Whether a warning is for this process: not SIGHUP below `nohup`."""
+    """Whether this process heeds a warning signal: all but SIGHUP under `nohup`."""
     return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 
 
 class UserError(Exception):
-    """Something in the user's input is wrong: the message is one line on what, where, and what to do."""
+    """Something in the user's input is wrong: the message states in one line what, where, and what to do."""
 
 
 def listed(names: Sequence[str], most: int | None = None) -> str:
-    """Names in a line, `most` of them: "a, b and 3 more"; None: all."""
+    """Names on one line, at most `most` of them (None: all): "a, b and 3 more"."""
     left = len(names) - len(names[:most])
     return ", ".join(names[:most]) + (f" and {left} more" if left else "")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its kind if it has none."""
+    """The first line of an exception's message, or its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def theirs(error: BaseException) -> str:
-    """An exception of the user's code in a line: its kind, its message, and the last line of that code in its trace."""
-    message = " ".join(str(error).split()) or "without a word"
+    """An exception in the user's code on one line: its type, its message and the innermost line of that code."""
+    message = " ".join(str(error).split()) or "no message"
     where = users_line(error)
     return f"{type(error).__name__}: {message}" + (f" ({where})" if where else "")
 
 
 def users_line(error: BaseException) -> str | None:
-    """`file.py, line 12`: the last line that an exception passed that is neither this package's nor a library's."""
+    """`file.py, line 12`: the innermost line of the traceback that is neither in this package nor in a library."""
     libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename).is_file() and not frame.filename.startswith(
@@ -51,17 +51,17 @@ def users_line(error: BaseException) -> str | None:
 
 
 class Interrupted(UserError):
-    """A signal ended a job before it was done; the message is on where it goes on from."""
+    """A signal ended a job before it was done; the message names where it will resume."""
 
 
 class Interruption:
-    """Within the context, a warning no longer ends the process: calling the object returns whether there was any.
+    """Within the context, a warning signal doesn't end the process; calling the object returns whether one arrived.
 
-    Main thread only. Before and after, signals do what they did.
+    Main thread only. On exit, the previous signal handlers are restored.
     """
 
     def __init__(self) -> None:
-        self._came = False
+        self._arrived = False
 
     def __enter__(self) -> "Interruption":
         heard = filter(hears, WARNINGS)
@@ -73,7 +73,7 @@ class Interruption:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        return self._came
+        return self._arrived
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
+        self._arrived = True

@@ -1,4 +1,4 @@
-"""How the C library hands out memory: what was freed is used again at once, not fetched anew from the kernel."""
+"""The C library's memory allocator: freed memory is reused instead of being fetched anew from the kernel."""
 
 import ctypes
 from contextlib import suppress
@@ -8,10 +8,10 @@ LARGEST = (2**30, 2**25)  # older versions refuse more than 32 MiB
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors for the next ones; elsewhere do nothing.
+    """Let glibc keep the memory of freed tensors for the next ones; with another C library, do nothing.
 
-    By default it gives blocks as large as a batch's feature maps back to the kernel, which clears them page by page
-    for the next batch: a tenth of a training's time on a CPU.
+    By default it returns blocks as large as a batch's feature maps to the kernel, which zeroes them page by page for
+    the next batch: a tenth of a training's time on a CPU.
     """
     with suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

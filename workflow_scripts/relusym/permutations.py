@@ -1,4 +1,4 @@
-"""Permutations of channels: the order of each."""
+"""The order of each channel under a permutation."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 def channel_orders(permutation: ArrayLike) -> np.ndarray:
     """Order of each channel c, int64 (channels,): the smallest k ≥ 1 with Pᵏ(c) = c, the length of its cycle.
 
-    P(c) = permutation[c], integers; the inverse has the same orders. ValueError if it is no permutation, or empty.
+    P(c) = permutation[c], integers; the inverse has the same orders. ValueError if it isn't a permutation, or is empty.
     """
     permutation = np.asarray(permutation)
     channels = np.arange(permutation.size)

@@ -1,4 +1,4 @@
-"""In which precision float32 is computed."""
+"""The precision in which float32 is computed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Within, or in a function that it decorates, float32 has all its bits on GPUs as well.
+    """Within the context, or a function that it decorates, float32 keeps full precision on GPUs as well.
 
-    NVIDIA GPUs from Ampere on have a shorter format, TF32 (10 bits of mantissa instead of 23), which PyTorch uses for
-    convolutions by default. Autocast to bfloat16 or float16 is not touched.
+    NVIDIA GPUs from Ampere on have a less precise format, TF32 (10 bits of mantissa instead of 23), which PyTorch uses
+    for convolutions by default. Autocast to bfloat16 or float16 is not touched.
     """
     kinds = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = [kind.fp32_precision for kind in kinds]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def stream(seed: int, *names: str | int) -> int:
     """A 63-bit seed for one use of randomness, named by e.g. model type, purpose and epoch.
 
-    Streams of other names are independent: two model types with the same seed share neither initial weights nor the
-    order of the images, so that merging them (Table 4) merges nets trained apart.
+    Streams with different names are independent: two model types with the same seed share neither initial weights nor
+    the order of the images, so that merging them (Table 4) merges independently trained nets.
     """
     key = [seed, *(zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names)]
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -23,6 +23,6 @@ def stream(seed: int, *names: str | int) -> int:
 
 def generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
     """A torch generator on `device`, seeded by `stream`."""
-    import torch  # here, so that jobs without it start in a tenth of the time
+    import torch  # here, so that jobs without it start ten times faster
 
     return torch.Generator(device).manual_seed(stream(seed, *names))

@@ -1,4 +1,4 @@
-"""Types of what records hold, strict and finite; what each kind has: relusym/records/fields.py and relusym/beyond."""
+"""Types of the values in records, strict and finite; for the fields of each kind see records/fields.py and beyond/."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
-Barrier = Annotated[float, Field(le=1)]  # equation (4); 1 if the net halfway is right on no image
+Barrier = Annotated[float, Field(le=1)]  # equation (4); 1 if the halfway net is wrong on every image
 AbsoluteBarrier = Annotated[float, Field(ge=-1, le=1)]
 Similarity = Annotated[float, Field(ge=-1.001, le=1.001)]  # a mean correlation, rounded
 Count = Annotated[int, Field(ge=1)]
@@ -24,7 +24,7 @@ def _is_one_line(text: str) -> str:
 Text = Annotated[str, Field(min_length=1), AfterValidator(_is_one_line)]
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 
-ROUNDING = 1e-6  # by which numbers that follow from each other may differ
+ROUNDING = 1e-6  # tolerance for numbers that follow from others
 
 
 def _is_bijection(indices: list[int]) -> list[int]:
@@ -43,7 +43,7 @@ def contradiction(why: str) -> PydanticCustomError:
 
 
 def check_barrier(name: str, value: float | None, mean: float, accuracy: float) -> None:
-    """Refuse a barrier that isn't equation (4) of its accuracies."""
+    """Refuse a barrier that doesn't follow from the accuracies by equation (4)."""
     expected = (mean - accuracy) / mean if mean else None
     if (value is None) != (expected is None) or (value is not None and abs(value - expected) > ROUNDING):
         is_ = "there is none" if expected is None else f"it is {expected:.6g}"
@@ -51,12 +51,12 @@ def check_barrier(name: str, value: float | None, mean: float, accuracy: float) 
 
 
 class Fields(BaseModel):
-    """Nothing is converted, not-a-number isn't a number, and what isn't named here may stand beside."""
+    """Values aren't converted, NaN and infinity are refused, and undeclared fields are allowed."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, defer_build=True)
 
 
 class Shares(Fields):
-    """Accuracies; others than those named may stand beside."""
+    """Accuracies by name; undeclared ones are allowed."""
 
     __pydantic_extra__: dict[str, Share] = Field(init=False)

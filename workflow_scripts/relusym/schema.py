@@ -1,4 +1,4 @@
-"""Sections of plain values, as the config's: a pydantic model is schema, defaults and docs of each; and registries."""
+"""Config sections, each a pydantic model with its schema, defaults and documentation, and registries of choices."""
 
 import difflib
 import pkgutil
@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from relusym.errors import UserError
 
-Where = Callable[..., str]  # from the parts of a key to what a message calls it
+Where = Callable[..., str]  # from the parts of a key to its name in messages
 
 WORDS = {"null": None, "~": None, "true": True, "false": False, "yes": True, "no": False}
 
@@ -37,12 +37,12 @@ SEEDS = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?(,[0-9]{1,20}(-[0-9]{1,20})?)*")
 
 
 def plain(value: Any) -> Any:
-    """Text that stands for a number, true, false or null as that: Snakemake's command line gives all as text."""
+    """Convert text that stands for a number, true, false or null: Snakemake's command line passes values as text."""
     if not isinstance(value, str):
         return value
     if value.lower() in WORDS:
         return WORDS[value.lower()]
-    if PLAIN.fullmatch(value):  # not every text that Python would take for a number
+    if PLAIN.fullmatch(value):  # stricter than Python's own conversion of text to numbers
         for number in (int, float):
             with suppress(ValueError):
                 return number(value)
@@ -52,7 +52,7 @@ def plain(value: Any) -> Any:
 def _number(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     value = plain(value)
     handler(value)
-    return value  # 5 stays 5 where 5.0 would do as well: records hold it so
+    return value  # an int stays an int where a float is allowed: records hold it so
 
 
 Number = WrapValidator(_number)
@@ -93,7 +93,7 @@ OrNull = Annotated[T | None, WrapValidator(_or_null)]
 
 
 def among(names: Iterable[str]) -> AfterValidator:
-    """One of these names, as they are when it is checked: a registry may have got others."""
+    """Validate that a value is among `names` at the time of the check, since a registry may have grown."""
 
     def check(name: str) -> str:
         if name not in names:
@@ -104,27 +104,27 @@ def among(names: Iterable[str]) -> AfterValidator:
 
 
 def refusal(allowed: str) -> PydanticCustomError:
-    """What a validator raises on a value that isn't allowed."""
+    """The error for a value that isn't allowed."""
     return PydanticCustomError("refusal", "{allowed}", {"allowed": allowed})
 
 
 def remark(text: str) -> PydanticCustomError:
-    """What a validator raises, in words that name the value."""
+    """The error with a text that names the value itself."""
     return PydanticCustomError("remark", "{text}", {"text": text})
 
 
 def allowed_names(value: Any, names: Iterable[Any]) -> str:
-    """The names that are allowed in place of `value`, and the nearest of them."""
+    """Text that lists the allowed names and suggests the one closest to `value`."""
     names = [str(name) for name in names]
     near = difflib.get_close_matches(str(value), names, n=1)
     return f"allowed is one of {', '.join(names)}" + "".join(f" (is it {name}?)" for name in near)
 
 
 def seed_list(value: Any) -> list[int]:
-    """The seeds meant by 3, "0-3", "0,2,5-7" or [0, 2].
+    """Parse 3, "0-3", "0,2,5-7" or [0, 2] as a list of seeds.
 
     Raises:
-        ValueError: another form, a seed listed twice, a range that runs backwards, too many seeds or too large ones.
+        ValueError: any other form, a seed listed twice, a range that runs backwards, too many seeds or too large ones.
     """
     parts = value if isinstance(value, list) else [value]
     if not parts or not all(type(part) in (int, str) and SEEDS.fullmatch(str(part)) for part in parts):
@@ -144,7 +144,7 @@ def seed_list(value: Any) -> list[int]:
 
 
 def each_once(entries: list) -> list:
-    """Entries none of which stands twice."""
+    """Return `entries`; an error if one of them is repeated."""
     if twice := [entry for entry, count in Counter(map(str, entries)).items() if count > 1]:
         raise remark(f"{twice[0]} is listed twice; list each once")
     return entries
@@ -154,17 +154,17 @@ Seeds = Annotated[list[int], BeforeValidator(seed_list)]
 
 
 def dotted(*path: str | int, at: Any = None) -> str:
-    """What a message calls a key, if where it stands goes without saying."""
+    """A key's name in messages that needn't name its file."""
     return ".".join(part if part.isprintable() else repr(part) for part in map(str, path))
 
 
 def together(key: str, text: str) -> PydanticCustomError:
-    """What is wrong with one key, since others are what they are."""
+    """The error for a key whose value contradicts those of other keys."""
     return PydanticCustomError("together", "{text}", {"text": text, "key": key})
 
 
 class Section(BaseModel):
-    """Keys and values: strictly of their types, but that text which stands for a number is that number."""
+    """Keys and values, strictly typed, except that text which stands for a number is read as one."""
 
     model_config = ConfigDict(
         strict=True,
@@ -186,7 +186,7 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, values: Any, where: Where) -> Self:
-        """The section of these values; UserError names each key that is wrong, its value and what is allowed."""
+        """Validate `values` as this section; UserError names each wrong key, its value and what is allowed."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -194,28 +194,28 @@ class Section(BaseModel):
             raise
 
     def but(self, **changes: Any) -> Self:
-        """The same with other values of these keys; UserError as of `read`."""
+        """A copy with these changes; UserError as in `read`."""
         return self.read(self.model_dump() | changes, dotted)
 
     def explicit(self) -> dict[str, Any]:
-        """The keys that aren't left to their defaults, as plain values."""
+        """The keys that were set explicitly, as plain values."""
         return self.model_dump(exclude_unset=True)
 
 
 def key(meaning: str, default: Any = ...) -> Any:
-    """A key of a section, what it means and its default; needed without one."""
+    """Declare a key of a section: its meaning and its default, without which the key is required."""
     return Field(default, description=meaning)
 
 
 def unknown_key(key: Any, known: Iterable[str]) -> PydanticCustomError:
-    """What is wrong with a key that a section doesn't have."""
+    """The error for a key that a section doesn't have."""
     near = "".join(f", is it {name!r}?" for name in difflib.get_close_matches(str(key), list(known), n=1))
     text = "unknown key {key!r}{near}; allowed are {known}"
     text = text.format(key=key, near=near, known=", ".join(known) or "none")
     return PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
 
 
-# By the type of pydantic's error, with its context.
+# What is allowed, by the type of pydantic's error; the fields are those of its context.
 ALLOWED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -238,14 +238,14 @@ SECTIONS = "dict_type", "model_type", "model_attributes_type"
 
 
 def raise_all(lines: Iterable[str | None]) -> None:
-    """UserError of these lines, each once, if there are any."""
+    """Raise a UserError with the distinct lines, if there are any."""
     if text := "\n".join(dict.fromkeys(filter(None, lines))):
         raise UserError(text) from None
 
 
 def in_lines(errors: list[ErrorDetails], where: Where) -> Iterable[str]:
-    """Each of pydantic's errors as who wrote the config needs it: the key, its value, what is allowed."""
-    sections, keys = set(), set()  # those with a line on all that is missing there, and those that can't be
+    """Pydantic's errors as lines for the author of the config: the key, its value, what is allowed."""
+    sections, keys = set(), set()  # sections whose missing keys have been reported, and invalid keys
     for place, error in enumerate(errors):
         at, is_missing, is_key = error["loc"], error["type"] == "missing", error["loc"][-1:] == ("[key]",)
         if (is_missing and at[:-1] in sections) or (
@@ -260,7 +260,7 @@ def in_lines(errors: list[ErrorDetails], where: Where) -> Iterable[str]:
 
 
 def _in_one_line(errors: list[ErrorDetails], where: Where) -> str:
-    """The first of these errors; keys that are missing beside another stand in its line."""
+    """The first of `errors`; if it is a missing key, its line names the section's other missing keys too."""
     error, *others = errors
     kind, path, context = error["type"], [*error["loc"]], error.get("ctx", {})
     value = path[-2] if path[-1:] == ["[key]"] else error["input"]
@@ -279,14 +279,14 @@ def _in_one_line(errors: list[ErrorDetails], where: Where) -> str:
     if kind == "remark":
         return f"{key}: {context['text']}"
     if kind in SECTIONS and value is None:
-        return f"{key}: nothing stands below it; write its keys there, or remove it"
+        return f"{key}: nothing is below it; write its keys there, or remove it"
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:79]}…"
     return f"{key}: {shown} given; {_allowed(error) or error['msg'].replace('Input should be', 'allowed is')}"
 
 
 def _allowed(error: ErrorDetails) -> str | None:
-    """What is allowed in place of a value; None where the value isn't all that is wrong."""
+    """What is allowed in place of a value; None for other kinds of errors."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "refusal":
         return context["allowed"]
@@ -307,7 +307,7 @@ def _allowed(error: ErrorDetails) -> str | None:
 
 
 def _kind(value: Any) -> str | None:
-    """What YAML made of what was meant as text."""
+    """The type as which YAML read a value that was meant as text."""
     if isinstance(value, bool):
         return "true or false, as yes, no, on and off"
     if isinstance(value, int | float):
@@ -317,7 +317,7 @@ def _kind(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Entry:
-    """One choice of a registry: "module:name" of a class or function, and the section of its keys in the config."""
+    """A choice in a registry: "module:name" of a class or function, and the section of its keys in the config."""
 
     path: str
     options: type[Section] = Section
@@ -328,7 +328,7 @@ class Entry:
 
 
 def one_of(key: str, value: Any, allowed) -> str:
-    """What is wrong, if `value` is none of `allowed`."""
+    """The line for a `value` that is none of `allowed`."""
     return f"{key}: {value!r} given; {allowed_names(value, allowed)}"
 
 
@@ -337,8 +337,8 @@ def choose(
 ) -> tuple[Entry, Section]:
     """The entry that `values[selector]` names, and its options; imports nothing.
 
-    `key`: where `values` stand in the config, for messages; or what a message calls each key in it. UserError names the
-    key, its value and what is allowed.
+    `key`: the place of `values` in the config, for messages, or a function that names each of their keys there.
+    UserError names the key, its value and what is allowed.
     """
 
     where = key if callable(key) else partial(dotted, key)

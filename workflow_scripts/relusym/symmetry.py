@@ -19,7 +19,7 @@ class Symmetry:
     """The generator τ of a cyclic group that acts on the two spatial dimensions of images and of conv kernels.
 
     `order`: smallest k with τᵏ = identity; `act`: τ on the last two dimensions (height, width) of any
-    tensor; `moved`: what it makes of an image, in words.
+    tensor; `moved`: a description of the transformed image.
     """
 
     name: str
@@ -28,11 +28,11 @@ class Symmetry:
     moved: str
 
     def powers(self, spatial: Tensor) -> Tensor:
-        """τ⁰ to τⁿ⁻¹ of the last two dimensions of `spatial`, n the order: (n, *shape).
+        """τ⁰ to τⁿ⁻¹, with n the order, applied to the last two dimensions of `spatial`: (n, *shape).
 
-        UserError if τ doesn't keep the shape, as a quarter turn of a non-square image.
+        UserError if τ changes the shape, as a quarter turn does with non-square images.
         """
-        import torch  # here, so that jobs without it start in a tenth of the time
+        import torch  # here, so that jobs without it start ten times faster
 
         powers = [spatial]
         for _ in range(self.order - 1):
@@ -43,17 +43,17 @@ class Symmetry:
         return torch.stack(powers)
 
     def inverse(self, spatial: Tensor) -> Tensor:
-        """τ⁻¹ of the last two dimensions of `spatial`."""
+        """τ⁻¹ applied to the last two dimensions of `spatial`."""
         for _ in range(self.order - 1):
             spatial = self.act(spatial)
         return spatial
 
     def transform(self, net: nn.Module) -> nn.Module:
-        """The net Φ̂ whose every conv kernel is transformed: Φ̂(τx) = Φ(x), where the architecture allows it.
+        """A copy Φ̂ of `net` with every conv kernel transformed: Φ̂(τx) = Φ(x), where the architecture allows it.
 
-        It allows it if all spatial layers commute with τ (no stride-2 layer on an even width, see A.2.1) and no weights
-        belong to single pixels (`pixels.transform.transformed` moves those, too); `net` itself is left as it is.
-        UserError if a kernel isn't square where τ is a quarter turn, or is no parameter.
+        It does if all spatial layers commute with τ (no stride-2 layer on an even width, see A.2.1) and no weight
+        belongs to a single pixel (`pixels.transform.transformed` moves those too). UserError if a kernel isn't square
+        where τ is a quarter turn, or isn't a parameter.
         """
         import torch
 
@@ -81,7 +81,7 @@ SYMMETRIES = {symmetry.name: symmetry for symmetry in (HORIZONTAL_FLIP, VERTICAL
 
 
 def as_symmetry(symmetry: Symmetry | str) -> Symmetry:
-    """A symmetry, or that of this name; UserError if there is none."""
+    """`symmetry` itself, or the symmetry of that name; UserError if there is none."""
     if isinstance(symmetry, Symmetry):
         return symmetry
     if symmetry not in SYMMETRIES:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and what they hold as one hash."""
+"""Files that are whole or absent, and the hash of their contents."""
 
 import errno
 import hashlib
@@ -16,25 +16,25 @@ from relusym.errors import UserError
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it at the end, so that `path` is whole or absent.
+    """Yield a temporary path in the same folder that replaces `path` at the end, so that `path` is whole or absent.
 
-    The temporary file keeps the ending of `path` (matplotlib and torchvision choose a format by it). If the body
-    raises, it is removed and an older `path` stays as it was. UserError if the disk is full or the folder can't be
+    The temporary file has the suffix of `path` (matplotlib and torchvision choose a format by it). If the body
+    raises, it is removed and an existing `path` stays as it was. UserError if the disk is full or the folder can't be
     written.
     """
     path, part = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a new file under a name that nobody can have planted a link at
+        # a new file with an unpredictable name, at which nobody can have planted a link
         file, name = tempfile.mkstemp(f".part{path.suffix}", f".{path.stem[:40]}.", path.parent)
         os.close(file)
         part = Path(name)
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())  # a full disk may show only here
-        part.chmod(0o666 & ~_umask())  # until now its owner's alone
+        part.chmod(0o666 & ~_umask())  # mkstemp gave its owner alone access
         part.replace(path)
-    except (ConnectionError, TimeoutError):  # of a download, and not of the disk
+    except (ConnectionError, TimeoutError):  # from a download, not from the disk
         raise
     except OSError as error:
         raise UserError(
@@ -42,20 +42,20 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         if part:
-            with suppress(OSError):  # the folder itself may be what is wrong
+            with suppress(OSError):  # the folder itself may be at fault
                 part.unlink(missing_ok=True)
 
 
 def check_writable(path: str | Path) -> None:
-    """UserError if a file, or files in a folder, can't be written there; nothing is left.
+    """Raise UserError if `path`, or files in it if it is a folder, can't be written; leaves nothing behind.
 
-    What isn't there yet is tried in the folder above.
+    If `path` doesn't exist yet, the nearest existing folder above it is tried.
     """
     whole = Path(path).absolute()
     try:
         for place in (whole, *whole.parents):
             with suppress(FileNotFoundError):
-                place.lstat()  # a name may be too long, or a folder above it a file
+                place.lstat()  # raises too if a name is too long, or a folder above is a file
                 if place != whole or place.is_dir():
                     break
         tempfile.TemporaryFile(dir=place).close()
@@ -72,7 +72,7 @@ def _umask() -> int:
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """A file for reading. What isn't one, such as a pipe, which would keep its reader waiting, is an OSError."""
+    """Open a regular file for reading; anything else, such as a pipe, which would block its reader, is an OSError."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -81,7 +81,7 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 def distinct_names(files: Iterable[str | Path]) -> list[str]:
-    """What files, or addresses, are called among each other: their names, with as many folders as tell them apart."""
+    """Short distinct names of files or URLs: their last parts, with as many folders as distinguish them all."""
     parts = [Path(file).parts for file in files]
     kept = next(n for n in count(1) if len({each[-n:] for each in parts}) == len({*parts}))
     return ["/".join(each[-kept:]) for each in parts]

@@ -1,4 +1,4 @@
-"""What can't be, in sections that are right in themselves: a line that names the key, before any job starts."""
+"""Contradictions between sections that are each valid: a line that names the key, before any job starts."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from relusym.config.models import Model
     from relusym.config.settings import Settings
 
-NOT_IN_PLAIN_NETS = "group_convs", "initialization"  # of two nets that are merged
+NOT_IN_PLAIN_NETS = "group_convs", "initialization"  # options in which nets that are merged may differ
 
 
 def check(settings: Settings) -> None:
-    """Raises UserError: a line for each thing that can't be, as far as one doesn't hide others."""
+    """Raise a UserError with a line for each contradiction, except those that another one hides."""
     models = settings.models.values()
     _all(_check_sources, _check_data, *(partial(_check_model, model=model) for model in models))(settings)
     _all(_check_names, _check_figure9, _check_known_images, _check_resize, _check_snapshots)(settings)
@@ -38,7 +38,7 @@ def check(settings: Settings) -> None:
 
 
 def _all(*checks: Callable[[Settings], None]) -> Callable[[Settings], None]:
-    """All checks in one, which names each key that is wrong once."""
+    """All checks in one, which names each wrong key once."""
 
     def check(settings: Settings) -> None:
         lines: dict[str, str] = {}
@@ -54,7 +54,7 @@ def _all(*checks: Callable[[Settings], None]) -> Callable[[Settings], None]:
 
 
 def _check_figure9(settings: Settings) -> None:
-    # filters are kept of what is merged for the paper's tables
+    # filters are kept only from merges for the paper's tables
     not_merged = {model.id for model in settings.models.values() if not model.is_in_paper}
     shown = [id_ for id_ in settings.sections.models if id_ not in not_merged]
     if shown and (figure9 := settings.sections.figure9) is not None:
@@ -84,7 +84,7 @@ def _check_sources(settings: Settings) -> None:
     _check_splits(IMAGENET, run.imagenet.model_dump(), "val")
     for name, source in run.datasets.items():
         if name in ("cifar10", GENERATED, IMAGENET):
-            raise UserError(f"datasets.{name}: this data set is there already; choose another name")
+            raise UserError(f"datasets.{name}: this data set exists already; choose another name")
         _check_source(f"datasets.{name}", source.explicit())
         if source.source in cifar10.SOURCES:
             raise UserError(
@@ -100,7 +100,7 @@ def _check_source(key: str, source: dict) -> None:
 
 
 def _check_splits(key: str, source: dict, test: str) -> None:
-    """The images to test on are others than those to train on."""
+    """Test images must be in another folder than training images."""
     train, other = (os.path.normpath(source.get(split, split)) for split in ("train", test))
     if source.get("source") not in cifar10.SOURCES and train == other:
         raise UserError(
@@ -122,17 +122,17 @@ def _check_data(settings: Settings, model: Model | None = None) -> None:
 
 
 def _check_resize(settings: Settings) -> None:
-    """The scale's is for those of its models that are on ImageNet."""
+    """A model's `resize` is only for ImageNet; the scale's needs at least one model on ImageNet."""
     models = settings.models.values()
-    own = [model for model in models if model.entry.data.resize and model.data.dataset != IMAGENET]
-    if not own and settings.common.data.resize and all(m.data.dataset != IMAGENET for m in models):
-        own = [settings.common]
-    for model in own:
+    wrong = [model for model in models if model.entry.data.resize and model.data.dataset != IMAGENET]
+    if not wrong and settings.common.data.resize and all(m.data.dataset != IMAGENET for m in models):
+        wrong = [settings.common]
+    for model in wrong:
         raise UserError(f"{model.key('data', 'resize')}: only for ImageNet; remove the key")
 
 
 def _check_snapshots(settings: Settings) -> None:
-    """A net is kept only as far as some net is trained."""
+    """No snapshot may be later than the longest of the trainings that share its key."""
     longest: dict[str, int] = {}
     asked: dict[str, int] = {}
     for model in settings.models.values():
@@ -177,7 +177,7 @@ def _check_model(settings: Settings, model: Model) -> None:
 
 
 def _check_recipe(model: Model) -> None:
-    """Stages that make a classifier, in an order in which each can start from the one before."""
+    """The stages must make a classifier, and each must be able to start from the one before."""
     objectives = [stage.objective for stage in model.stages.values()]
     shown = f"{model.key('recipe')}: [{', '.join(model.stages)}] given"
     if objectives[-1:] == ["simsiam"]:
@@ -187,7 +187,7 @@ def _check_recipe(model: Model) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    """Of two models that a table shows by one name, no reader knows which is which."""
+    """Models in one table must have different names."""
     first: dict[Any, str] = {}
     for model in settings.models.values():
         name = " ".join(unicodedata.normalize("NFKC", model.name).casefold().split())
@@ -211,8 +211,8 @@ def _check_pairs(settings: Settings) -> None:
                 )
         first, second = (settings.models[model] for model in pair)
         if first.seeds != second.seeds:
-            raise UserError(f"{shown} have other seeds, {first.seeds} and {second.seeds}")
-        a, b = _of_a_merge(first), _of_a_merge(second)
+            raise UserError(f"{shown} have different seeds, {first.seeds} and {second.seeds}")
+        a, b = _needed_to_merge(first), _needed_to_merge(second)
         if differing := [name for name in a | b if a.get(name) != b.get(name)]:
             raise UserError(f"{shown} can't be merged, since they differ in {', '.join(differing)}")
         if first.merging.matching in OF_FLIPS:
@@ -225,8 +225,8 @@ def _check_pairs(settings: Settings) -> None:
         raise UserError(f"{key}: [{', '.join(twice[0])}] is listed twice; list each pair once")
 
 
-def _of_a_merge(model: Model) -> dict[str, Any]:
-    """What two types have to agree in to be merged, by its key."""
+def _needed_to_merge(model: Model) -> dict[str, Any]:
+    """The settings in which two types have to agree to be merged, by key."""
     name = {"architecture": model.network["architecture"]}
     network = nets.check(model.network).model_dump(exclude={*NOT_IN_PLAIN_NETS})
     shared = {"data.dataset": model.data.dataset, "data.normalisation": model.data.normalisation}
@@ -265,7 +265,7 @@ def _check_measurement(settings: Settings, name: str, section: dict[str, Any]) -
             )
     for model in models if "counts" in section else ():
         if (seeds := len(settings.models[model].seeds)) < (count := max(section["counts"])):
-            raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} nets, one a seed")
+            raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} nets, one per seed")
     for option, model in parts:
         _one_of(key(option), model, models)
     if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
@@ -277,7 +277,7 @@ def _check_measurement(settings: Settings, name: str, section: dict[str, Any]) -
 
 
 def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
-    """Check all that is done with the images of a model (None: with the scale's, in Figure 3), against their extent."""
+    """Check everything done with a model's images (None: with the scale's, in Figure 3) against their extent."""
     raise_all(_too_many(settings, model, extent))
 
 
@@ -313,7 +313,7 @@ def _too_many(settings: Settings, model: str | None, extent: Extent) -> Iterator
 
 
 def _have(asked: int | None, extent: Extent) -> int:
-    """The training images that a net has of those that there are."""
+    """The number of training images that a net uses."""
     return extent.train if asked is None else min(asked, extent.train)
 
 

@@ -14,15 +14,15 @@ from relusym.schema import Section
 START = """\
 # Every key of the config
 
-(Made by `make docs/config.md` from the sections that check what a config says,
+(Made by `make docs/config.md` from the sections that check a config,
 [sections.py](../workflow_scripts/relusym/config/sections.py).)
 
 [config.yaml](../config.yaml) says what to run, a file in [scales](../scales) everything else. On the command line, and
 in config.yaml, a scale's keys override its file: `--config scale=laptop 'training={batch_size: 200}'`. A model has its
-scale's sections, key by key, except for what its entry says. Numbers may be written as 1e-3, too.
+scale's sections, key by key, except for the keys of its entry. Numbers may also be written as 1e-3.
 """
 LIMITS = {"ge": "from", "gt": "above", "le": "to", "lt": "below", "multiple_of": "in steps of"}
-WHOLE = {"training": sections.Training}  # of what the sections have in part
+WHOLE = {"training": sections.Training}  # the whole sections behind partial ones
 NAMED = {
     sections.Seeds: "seeds, such as 3, 0-3, or [0, 5]",
     sections.Id: "id",

@@ -1,4 +1,4 @@
-"""The models of a scale: the sections of each over those of the scale, and where the config has which key."""
+"""The models of a scale: each one's sections over those of the scale, and where the config sets each key."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ OF_GENERATED = "test_images", "invariant_to"  # keys of `data`
 
 
 def specification(source: Values) -> Values:
-    """A data set's entry of the config as `data.prepare` takes it; `train` and `test` count where the kind has them."""
+    """A data set's config entry as `data.prepare` takes it, with `train` and `test` only for kinds that have them."""
     options = DATA_SETS[source["source"]].options.model_fields
     unused = {"source", "label", *({"root", "train", "test"} - {*options})}
     return {"kind": source["source"], **{key: value for key, value in source.items() if key not in unused}}
@@ -28,13 +28,13 @@ def specification(source: Values) -> Values:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key stands, for messages: in the scale's `file`, unless the run's config has it `over` that."""
+    """Names keys in messages: as keys of the scale's `file`, unless the run's config overrides them (`over`)."""
 
     file: str
     over: Values
 
     def __call__(self, *path: str | int, at: Any = None) -> str:
-        """The key, and the scale's file unless the run's config has it; with `at`, a key below it decides that."""
+        """The key, after the scale's file unless the run's config sets the key (with `at`: that key below it)."""
         key = dotted(*path)
         if has(self.over, *path, *([] if at is None else [at])):
             return key or "config"
@@ -42,7 +42,7 @@ class Place:
 
 
 def has(values: Any, *path: str | int) -> bool:
-    """Whether a key of that path stands in plain values; a list is whole."""
+    """Whether plain values contain the key at `path`; below a list, every key counts as contained."""
     for part in path:
         if isinstance(values, list):
             return True
@@ -57,9 +57,9 @@ class Model:
     """One type of nets: the sections of its entry over those of its scale.
 
     Attributes:
-        id, entry: its key among the scale's models, and what differs there.
-        values: the scale's file and the run's config in one, as plain values; `place`: what messages call their keys.
-        shared, seeds: the scale's sections; one net each.
+        id, entry: its key among the scale's models, and the entry there, which has what differs.
+        values: the scale's file, overridden by the run's config, as plain values; `place` names their keys in messages.
+        shared, seeds: the scale's sections; the seeds of its nets.
     """
 
     id: str
@@ -70,7 +70,7 @@ class Model:
     seeds: list[int]
 
     def key(self, *path: str | int, at: Any = None) -> str:
-        """What messages call a key: where the model has it, else where its scale has."""
+        """A key's name in messages: where the model's entry sets it, else where its scale does."""
         below = () if at is None else (at,)
         for above in (("models", self.id), ()):
             if has(self.values, *above, *path, *below):
@@ -78,14 +78,14 @@ class Model:
         return self.place(*path)
 
     def stage_key(self, stage: str, *path: str | int, at: Any = None) -> str:
-        """Likewise of a stage's, which may be a key of `training`."""
+        """Like `key`, for a key of a stage, which may be set under `training`."""
         below = path if at is None else (*path, at)
         has_it = any(has(self.values, *above, stage, *below) for above in (("models", self.id), ()))
         return self.key(stage if has_it else "training", *path, at=at)
 
     @cached_property
     def sections(self) -> Sections:
-        """Its entry's sections over its scale's, but for `network`."""
+        """Its entry's sections merged over its scale's, except for `network`."""
         values = deep_merge(self.shared, self.entry.model_dump(include={*SHARED}, exclude_unset=True))
         return Sections.model_validate({key: value for key, value in values.items() if key != "network"})
 
@@ -95,18 +95,18 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return self.entry.name or self.id
 
     @property
     def is_in_paper(self) -> bool:
-        """Whether it is part of the reproduction, and not of measurements beyond the paper alone."""
+        """Whether it is part of the reproduction, and not only of measurements beyond the paper."""
         return self.table is not None
 
     @cached_property
     def data(self) -> Data:
-        """Its images; where others are named than its scale's (the run's config: than the file's), what counts for
-        generated images alone isn't passed on to them."""
+        """Its images. Unless they are generated, keys for generated images (`OF_GENERATED`) aren't inherited from the
+        scale; nor, if the run's config names the scale's data set, from the scale's file."""
         values = self.sections.data.explicit()
         if self.sections.data.dataset != GENERATED:
             path = ("models", self.id, "data") if self.id else ("data",)
@@ -118,7 +118,7 @@ class Model:
 
     @cached_property
     def network(self) -> Values:
-        """Its architecture and those of its options that are set; the scale's options of another one don't count."""
+        """Its architecture and the options set for it; the scale's options for other architectures are ignored."""
         chosen = self.entry.explicit().get("network", {})
         network = Sections.model_fields["network"].default | self.shared.get("network", {}) | chosen
         known = ("architecture", *nets.options(network["architecture"]), *chosen)
@@ -133,7 +133,7 @@ class Model:
 
     @cached_property
     def stages(self) -> dict[str, Training]:
-        """How each stage trains: what `pretraining` and `linear` leave out, `training` has."""
+        """How each stage is trained: its section over its defaults (`STAGES`), over `training`."""
         training, stages = self.sections.training.explicit(), {}
         for stage in self.recipe:
             values = training | STAGES[stage] | getattr(self.sections, stage).explicit()
@@ -144,21 +144,21 @@ class Model:
 
     @cached_property
     def weights(self) -> Values | None:
-        """Where its weights come from, a file before any other source; None if a training makes them."""
+        """The source of its weights, a file before any other; None if it is trained."""
         weights = self.entry.weights
         sources = ((key, getattr(weights, key, None)) for key in ("file", "urls", "torchvision"))
         return next(({key: source, "layout": weights.layout} for key, source in sources if source), None)
 
     @property
     def origin(self) -> Values | None:
-        """`weights` as its net depends on them: without the hashes that addresses end with, which are checked alone."""
+        """`weights` as far as its net depends on them, without the hashes at the end of URLs, which are only checks."""
         weights = self.weights or {}
         bare = {"urls": [url.partition("#")[0] for url in weights.get("urls", [])]}
         return weights | (bare if bare["urls"] else {}) or None
 
     @property
     def pinned(self) -> dict[str, str]:
-        """The SHA-256 that the addresses of its weights end with, by `distinct_names`."""
+        """The SHA-256 hashes at the end of its weights' URLs, by `distinct_names`."""
         parts = [url.partition("#sha256=") for url in (self.weights or {}).get("urls", [])]
         names = distinct_names(address for address, *_ in parts)
         return {name: pin.lower() for name, (*_, pin) in zip(names, parts, strict=True) if pin}
@@ -171,7 +171,7 @@ class Model:
 
     @property
     def training_ids(self) -> list[str]:
-        """Every training of one of its nets, in order; just one where weights come from elsewhere."""
+        """The ids of the trainings of one of its nets, in order; only its id if its weights come from elsewhere."""
         return [*(f"{self.id}.{stage}" for stage in self.recipe[:-1]), self.id]
 
 
@@ -186,7 +186,7 @@ def models_of(scale: Scale, values: Values, place: Place) -> dict[str, Model]:
 
 
 def without_left_out(scale: Scale) -> Scale:
-    """The scale without the types that are set to null, and without measurements that have none left."""
+    """The scale without the types that are set to null, and without measurements that have no types left."""
     gone = {id_ for id_, model in scale.models.items() if model is None}
     if not gone:
         return scale

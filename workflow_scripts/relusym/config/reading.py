@@ -1,4 +1,4 @@
-"""The config's files: what YAML passes over is an error with its line; a scale is a file in a folder `scales`."""
+"""The config's files. What YAML lets pass is an error with its line; a scale is a file in a folder `scales`."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,15 +11,15 @@ from relusym.errors import UserError
 from relusym.schema import SEEDS_ALLOWED, one_of
 from relusym.whole_files import open_file
 
-DEEPEST = 100  # sections in sections, at which no config arrives
+DEEPEST = 100  # levels of nested sections, more than any config has
 NUMERIC = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-# not octal or in base 60, as YAML takes 010 and 1:30
+# not octal or base 60, as which YAML reads 010 and 1:30
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)|[^:]*[.eE][^:]*")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 
 
 def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
-    """The file of a scale, in the first folder that has one of that name. Raises UserError: there is none."""
+    """The file of a scale, in the first folder that has one of that name; UserError if none has."""
     files = {path.stem: path for folder in reversed(folders) for path in sorted(Path(folder).glob("*.yaml"))}
     if name not in files:
         raise UserError(one_of("scale", name, sorted(files)))
@@ -27,7 +27,7 @@ def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The sections of a YAML file. Raises UserError: as `check_file`."""
+    """The sections of a YAML file; UserError as in `check_file`."""
     check_file(path)
     return yaml.load(_text(path), LOADER)
 
@@ -38,10 +38,10 @@ def _text(path: str | Path) -> str:
 
 
 def check_file(path: str | Path) -> None:
-    """Check what Snakemake passes over, or reports without a line, when it reads a config file.
+    """Check for mistakes that Snakemake ignores, or reports without a line, when it reads a config file.
 
-    UserError names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, of a section
-    that holds itself, of seeds whose _ YAML would drop, and of a number that it takes for another.
+    UserError names the file and the line of invalid UTF-8 or YAML, of a repeated key, of a section that contains
+    itself, of seeds whose _ YAML would drop, and of a number that YAML would read as another.
     """
     try:
         text = _text(path)
@@ -57,11 +57,11 @@ def check_file(path: str | Path) -> None:
         ) from error
     except yaml.MarkedYAMLError as error:
         line = (error.problem_mark or error.context_mark).line + 1
-        raise UserError(f"{path}, line {line}: no YAML ({error.problem or error.context})") from error
+        raise UserError(f"{path}, line {line}: not valid YAML ({error.problem or error.context})") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
-    except (ValueError, KeyError) as error:  # of a date, a number or a tag that YAML can't make a value of
-        raise UserError(f"{path}: a value is no YAML ({error}); put it in quotes") from error
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    except (ValueError, KeyError) as error:  # from a date, a number or a tag that YAML can't convert
+        raise UserError(f"{path}: a value isn't valid YAML ({error}); put it in quotes") from error
     if not isinstance(top, yaml.MappingNode):
         raise UserError(f"{path}: no keys in it; it should hold `key: value` lines, as config.yaml does")
     for section in _sections(top):
@@ -70,7 +70,7 @@ def check_file(path: str | Path) -> None:
             line = key.start_mark.line + 1
             if (name := str(key.value)) in first:
                 raise UserError(
-                    f"{path}, line {line}: the key {name!r} stands in line {first[name]} already; keep one"
+                    f"{path}, line {line}: the key {name!r} is in line {first[name]} already; keep one"
                 )
             first[name] = line
             for number in value.value if isinstance(value, yaml.SequenceNode) else [value]:
@@ -85,18 +85,18 @@ def check_file(path: str | Path) -> None:
 
 
 def _check_depth(path: str | Path, text: str) -> None:
-    """Refuse what would have a reader follow sections without end."""
-    open_: list[str | None] = []  # the anchors of the sections that an event lies in
+    """Refuse sections that contain themselves or are nested too deeply."""
+    open_: list[str | None] = []  # the anchors of the sections around an event
     for event in yaml.parse(text, LOADER):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) and event.anchor in open_:
             raise UserError(
-                f"{path}, line {line}: *{event.anchor} stands inside of &{event.anchor}, so it has no end"
+                f"{path}, line {line}: *{event.anchor} is inside &{event.anchor}, so it has no end"
             )
         if isinstance(event, yaml.CollectionStartEvent):
             open_.append(event.anchor)
             if len(open_) > DEEPEST:
-                raise UserError(f"{path}, line {line}: more than {DEEPEST} sections inside of each other")
+                raise UserError(f"{path}, line {line}: more than {DEEPEST} sections inside each other")
         elif isinstance(event, yaml.CollectionEndEvent):
             open_.pop()
 
@@ -116,22 +116,20 @@ def _sections(top: yaml.Node) -> Iterator[yaml.MappingNode]:
 
 
 def check_command_line(values: dict[str, Any], words: Iterable[str]) -> None:
-    """Check what Snakemake makes of `--config`: the `values` that it understood of the `words` of the command line.
+    """Check the `values` that Snakemake has parsed from `--config`, the `words` of the command line.
 
-    UserError for a key without a value, or seeds whose _ Python drops.
+    UserError for a key without a value, or for seeds whose _ Python drops.
     """
     for key, value in values.items():
         if value is None:
-            raise UserError(
-                f"{key}: nothing given (is a variable of the shell unset?); write {key}=null for none"
-            )
+            raise UserError(f"{key}: no value given (is a shell variable unset?); write {key}=null for none")
     for word in words:
         if re.fullmatch(r"seeds=[\d,\[\] -]*\d_[\d_,\[\] -]*", word):
             raise UserError(f"seeds: {word.removeprefix('seeds=')} given; {SEEDS_ALLOWED}")
 
 
 def deep_merge(*sections: dict[str, Any]) -> dict[str, Any]:
-    """The sections merged key by key; a later section goes before an earlier one."""
+    """The sections merged key by key; later sections override earlier ones."""
     result: dict[str, Any] = {}
     for section in sections:
         for key, value in section.items():

@@ -1,4 +1,4 @@
-"""The sections of the config: of each key its type, default and meaning, from which docs/config.md is made."""
+"""The sections of the config: each key's type, default and meaning, from which docs/config.md is made."""
 
 import re
 from typing import Annotated, Any, Literal, get_type_hints
@@ -39,13 +39,13 @@ NO_MARKUP = re.compile(r"[^<>$]+")
 ID = re.compile(r"(?!all$)[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST_ID = 64  # file names hold two of them
 DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
-# without . and .. as a part of the path, which is that of a file below data/weights
+# without . and .. in the path, since the file's path below data/weights follows from it
 URL = re.compile(
     r"(https?|file)://(?!([^#]*/)?\.\.?(/|#|$))[!-\"$-~]*[!-\"$-.0-~]/?(#sha256=[0-9a-fA-F]{64})?"
 )
 ADDRESS = (
-    "allowed is an address in ASCII, https://…, without . and .. in its path, and at its end "
-    "#sha256= and 64 hexadecimal digits, or nothing"
+    "allowed is a URL in ASCII, https://…, without . and .. in its path, with or without #sha256= and "
+    "64 hexadecimal digits at its end"
 )
 LAYOUTS = Literal["auto", "plain", "module", "module.encoder", "module.base_encoder"]
 
@@ -60,7 +60,7 @@ def _matches(pattern: re.Pattern[str], allowed: str) -> AfterValidator:
 
 
 def _known_options(network: dict[str, Any]) -> dict[str, Any]:
-    """What an architecture takes of them is checked with the model's other sections."""
+    """Check the names of options; their values are checked with the model's other sections."""
     name = network.get("architecture", "vgg11")
     if not isinstance(name, str) or name not in nets.ARCHITECTURES:
         raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
@@ -80,12 +80,12 @@ def _file(value: Any) -> Any:
     files = value if isinstance(value, list) else [value]
     if value is not None and not (files and all(isinstance(file, str) and file for file in files)):
         raise refusal("allowed is a file, [backbone, linear head], or null")
-    _are_others(files if value else [])
+    _are_distinct(files if value else [])
     return value
 
 
-def _are_others(files: list[str]) -> list[str]:
-    """Files, or addresses, none of which is another's; some file systems take a.pth for A.pth."""
+def _are_distinct(files: list[str]) -> list[str]:
+    """Check that no file or URL is repeated, ignoring case: some file systems take a.pth for A.pth."""
     each_once([file.partition("#")[0].casefold() for file in files])
     return files
 
@@ -109,7 +109,7 @@ Row = Annotated[str, among(paper_values.resnets())]
 class Source(Section):
     """Where the images of a data set come from."""
 
-    model_config = ConfigDict(extra="allow")  # the options of a source of one's own
+    model_config = ConfigDict(extra="allow")  # the options of sources that users add
     __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain_value)]] = Field(init=False)
 
     source: Text = key(
@@ -140,7 +140,7 @@ class Run(Section):
 
     scale: Id = key("a file in scales/, yours or this project's: `demo` is scales/demo.yaml", "demo")
     seeds: OrNull[Seeds] = key(
-        "only these of the scale's seeds, such as 0-3 or [0, 5]; null: all. Pieces combine", None
+        "only these of the scale's seeds, such as 0-3 or [0, 5]; null: all. Separate runs combine", None
     )
     device: Device = key("`cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU where there is one", "auto")
     threads: Several = key(
@@ -162,7 +162,7 @@ class Run(Section):
 
 
 class Normalisation(Section):
-    """Of pixels in 0…1, a number per colour."""
+    """How pixels in 0…1 are normalised, one number per colour."""
 
     mean: Channels = key("subtracted")
     std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = key("divided by")
@@ -174,7 +174,7 @@ class Data(Section):
     dataset: Text = key(
         "`generated` (images of shapes), `cifar10`, `imagenet`, or one of `datasets`", "generated"
     )
-    train_images: OrNull[Count] = key("how many, a seeded choice; null: all", None)
+    train_images: OrNull[Count] = key("how many, chosen at random by `seed`; null: all", None)
     seed: Seed = key("for that choice, and for generated images", 0)
     test_images: OrNull[Count] = key("how many; generated images only", None)
     invariant_to: OrNull[SymmetryName] = key(
@@ -184,27 +184,27 @@ class Data(Section):
     normalisation: OrNull[Normalisation] = key("`{mean: [r, g, b], std: [r, g, b]}`; null: CIFAR10's", None)
 
     def settings(self) -> dict[str, Any]:
-        """What a training depends on."""
+        """The settings that a training depends on."""
         always = {"dataset": self.dataset, "train_images": self.train_images, "seed": self.seed}
         return always | {key: value for key, value in self.explicit().items() if key != "resize"}
 
 
 class Running(Section):
-    """How a training runs, as far as its net doesn't depend on it."""
+    """How a training runs: settings that its net doesn't depend on."""
 
     save_every: Count = key("epochs between saved training states", 1)
     snapshots: Annotated[list[Few], AfterValidator(each_once)] = key(
         "epochs after which the net is kept, besides the last; 0: as initialized", []
     )
-    restarts: Few = key("how often all processes start again if one dies", 0)
-    workers: Few = key("processes that read image files, for each that trains", 0)
+    restarts: Few = key("how often all processes are restarted if one dies", 0)
+    workers: Few = key("processes that read image files, per training process", 0)
 
 
 class Training(Running, Recipe):
     """How a net is trained."""
 
 
-# What a stage has unless the config changes it; all else it has from `training`.
+# The defaults of each stage; it has all other settings from `training`.
 STAGES: dict[str, dict[str, Any]] = {
     "training": {},
     "pretraining": {"objective": "simsiam", "schedule": "cosine"},
@@ -213,16 +213,16 @@ STAGES: dict[str, dict[str, Any]] = {
 
 
 class Merging(Section):
-    """What nets are merged and measured on."""
+    """How nets are merged, and the images that they are merged and measured on."""
 
     matching: Annotated[str, among(MATCHINGS)] = key(
         "`activation` (the paper's), `weight` (no images; the best of several starts), `weight_identity` "
-        "(from the identity alone, as in git-re-basin), `involution` (activation matching among the permutations that "
-        "undo themselves, as a flip does; only of a net with its flipped self), `identity` (no permutation), `random`",
+        "(from the identity alone, as in git-re-basin), `involution` (activation matching among permutations that are "
+        "their own inverse, as a flip is; only for a net with its flipped self), `identity` (no permutation), `random`",
         "activation",
     )
     starts: Count = key(
-        "weight matching's: the identity, activation matching's permutations, outside in, and random ones",
+        "number of starts of weight matching: the identity, activation matching's, outside in, and random ones",
         STARTS,
     )
     images: OrNull[Count] = key(
@@ -234,20 +234,20 @@ class Merging(Section):
 
 
 class Weights(Section):
-    """Where a model's weights come from, instead of a training: the first of these that it has."""
+    """Where a model's weights come from, instead of a training: from the first of these that is set."""
 
     file: Annotated[Any, AfterValidator(_file)] = key("a local checkpoint, or [backbone, linear head]", None)
     urls: Annotated[
         list[Annotated[str, Field(max_length=1000), _matches(URL, ADDRESS)]],
         Field(min_length=1),
-        AfterValidator(_are_others),
-    ] = key("of one or several files, downloaded on first use; `#sha256=…` at the end is checked", None)
+        AfterValidator(_are_distinct),
+    ] = key("URLs of one or several files, downloaded on first use; `#sha256=…` at the end is checked", None)
     torchvision: Text = key("a name from torchvision's enums of weights, such as IMAGENET1K_V1", None)
     layout: LAYOUTS = key("the prefix of torchvision's tensor names in a file; `auto`: any of these", "auto")
 
 
 def _partial(section: type[Section]) -> Any:
-    """The section with no key required: what other sections leave out."""
+    """The section with no key required, for what a scale or a model sets."""
     types = get_type_hints(section, include_extras=True)
     fields = {
         name: (types[name], key(field.description, None)) for name, field in section.model_fields.items()
@@ -259,7 +259,7 @@ PartialTraining = _partial(Training)
 
 
 class Sections(Section):
-    """What all models of a scale have, and each model over that."""
+    """The sections that a scale sets for all its models, and that each model may override."""
 
     data: Data = key("the images", Data())
     image_size: OrNull[Side] = key("pixels that images are scaled to; null: unscaled", None)
@@ -343,7 +343,7 @@ class Matchings(Selection):
     """The target `matchings`: its merges are flip_merge and pair_merge records."""
 
     pairs: Pairs = key(OF_PAIRS, None)
-    matchings: OrNull[Compared] = key("the ones compared; null: the scale's `matchings`", None)
+    matchings: OrNull[Compared] = key("which ones are compared; null: the scale's `matchings`", None)
 
 
 BEYOND = {"matchings": Matchings} | {name: each.options for name, each in MEASUREMENTS.items()}

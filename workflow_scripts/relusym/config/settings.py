@@ -36,7 +36,7 @@ PLACE = "source", "root", "train", "test"
 INVARIANT_TO = HORIZONTAL_FLIP.name  # of generated images, by default
 Net = tuple[str, int]  # model and seed
 
-FIGURE_3 = "momentum", "weight_decay", "crop_padding"  # what its trainings have from the scale's
+FIGURE_3 = "momentum", "weight_decay", "crop_padding"  # what it takes from the scale's `training`
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Settings:
     """A valid config, resolved to its scale.
 
     Attributes:
-        run, sections: what the run is about, and the sections of its scale.
-        values: the scale's file with the run's config over it, as plain values; `place`: what messages call their keys.
-        folders: where scales are looked for.
+        run, sections: the keys of the run, and the sections of its scale.
+        values: the scale's file, overridden by the run's config, as plain values; `place` names their keys in messages.
+        folders: those in which scales are looked up.
     """
 
     run: Run
@@ -60,8 +60,8 @@ class Settings:
         """The settings of a run; UserError if the config isn't valid.
 
         Args:
-            config: the keys of `Run`; beside them, those of `Scale` go before the scale's file.
-            folders: where scales are looked for; of two of one name, that in the first counts.
+            config: the keys of `Run`, and those of `Scale` that override the scale's file.
+            folders: those in which scales are looked up; of two scales with one name, the first folder's counts.
         """
         over = {key: value for key, value in config.items() if key not in Run.model_fields}
         for key in over:
@@ -85,7 +85,7 @@ class Settings:
 
     @cached_property
     def paper(self) -> Settings | None:
-        """The same run at the scale `paper`, as its file has it; None without a valid one."""
+        """The same run at the scale `paper`, as in its file; None if there is no valid one."""
         try:
             return self.of(self.run.explicit() | {"scale": "paper", "seeds": None}, self.folders)
         except UserError:
@@ -98,29 +98,29 @@ class Settings:
 
     @cached_property
     def common(self) -> Model:
-        """What all models have of the scale: a model whose entry is empty."""
+        """The scale's sections alone, as a model whose entry is empty."""
         shared = self.sections.model_dump(include={*SHARED}, exclude_unset=True)
         return Model("", ModelSection(), self.values, self.place, shared, self.sections.seeds)
 
     def table(self, name: str) -> list[str]:
-        """The models that a table shows, "table2" or "table5"."""
+        """The models in the table of that name, "table2" or "table5"."""
         return [model.id for model in self.models.values() if model.table == name]
 
     # ---- what is made
 
     @property
     def nets(self) -> list[Net]:
-        """Every net of this run: of each model those of its seeds that the run is about."""
+        """Every net of this run: each model with those of its seeds that are in the run."""
         return [(model.id, seed) for model in self.models.values() for seed in self._chosen(model)]
 
     def _chosen(self, model: Model) -> list[int]:
-        """A model whose entry has seeds is part of the run on any piece of the scale's."""
+        """A model's seeds in this run; a limit on the scale's seeds doesn't apply to those of a model's own entry."""
         whole = self.run.seeds is None or model.entry.seeds is not None
         return model.seeds if whole else [seed for seed in model.seeds if seed in self.run.seeds]
 
     @property
     def trainings(self) -> list[Net]:
-        """Every training and seed: of the nets, and of the earlier stages of those that have several."""
+        """Every training and seed: those of the nets, and those of earlier stages."""
         return [
             (training_id, seed)
             for model, seed in self.nets
@@ -129,15 +129,14 @@ class Settings:
 
     @property
     def types_paired(self) -> list[tuple[str, str]]:
-        """Which types are merged with each other."""
+        """The pairs of types that are merged with each other."""
         return [(first, second) for first, second in self.sections.pairs]
 
     @property
     def pairs(self) -> list[tuple[Net, Net]]:
-        """Every pair of nets to merge: two types by seed; one type seed by next seed of the type, cyclically.
+        """Every pair of nets to merge: two types at each seed; one type at each seed and the type's next, cyclically.
 
-        A pair stands once, whichever way round. Of a run on some of the seeds, only pairs whose two nets are both in
-        it.
+        Each pair occurs once, in either order. In a run on some of the seeds, only pairs with both nets in the run.
         """
         nets, pairs = set(self.nets), {}
         for first, second in self.types_paired:
@@ -150,7 +149,7 @@ class Settings:
 
     @property
     def matchings(self) -> list[str]:
-        """The matchings that the target `matchings` compares, without the one of all other tables."""
+        """The matchings that the target `matchings` compares, except the one that all other tables use."""
         return [name for name in self.compared if name != self.sections.merging.matching]
 
     @property
@@ -159,7 +158,7 @@ class Settings:
         return self.beyond.get("matchings", {}).get("matchings") or self.sections.matchings
 
     def model_of(self, training_id: str) -> Model:
-        """The model of a training: of itself, or of one of its earlier stages (`model.stage`)."""
+        """The model that a training belongs to; the id of an earlier stage is `<model>.<stage>`."""
         return self.models[training_id.partition(".")[0]]
 
     def stage_of(self, training_id: str) -> str | None:
@@ -168,15 +167,15 @@ class Settings:
         return stage or next(reversed(self.models[model].recipe), None)
 
     def start_of(self, training_id: str) -> str | None:
-        """The training whose net it starts from: the stage before."""
+        """The training whose net it starts from, that of the stage before; None for the first."""
         training_ids = self.model_of(training_id).training_ids
         place = training_ids.index(training_id)
         return training_ids[place - 1] if place else None
 
-    # ---- what a result depends on: by its fingerprint, the path of its record (records/fingerprint.py)
+    # ---- what a result depends on; the path of its record has a fingerprint of it (records/fingerprint.py)
 
     def train(self, training_id: str) -> Values:
-        """All that the making of a net depends on, its seed aside."""
+        """Everything that a net depends on, apart from its seed."""
         model, stage = self.model_of(training_id), self.stage_of(training_id)
         settings = {
             "data": model.data.settings() | {"size": model.image_size},
@@ -199,7 +198,7 @@ class Settings:
         return {"merging": matched, "trained": [self.train(model) for model in models]}
 
     def flip_merge(self, model: str, matching: str | None = None) -> Values:
-        """All that merging a net with its flipped self depends on, and what else is measured of the two."""
+        """Everything that a merge of a net with its flipped self, with its measurements, depends on."""
         return self._merging(matching, model) | {
             "symmetry": self.models[model].symmetry,
             "invariance_images": self.models[model].merging.invariance_images,
@@ -207,16 +206,16 @@ class Settings:
         }
 
     def pair_merge(self, first: str, second: str, matching: str | None = None) -> Values:
-        """All that merging two nets depends on."""
+        """Everything that merging two nets depends on."""
         return self._merging(matching, first, second)
 
     def theory(self, statement: str) -> Values:
-        """All that the demonstration of a statement depends on."""
+        """Everything that the demonstration of a statement depends on."""
         theory = self.sections.theory
         return {"seed": theory.seed, "draws": getattr(theory.draws, statement)}
 
     def flipped_training(self) -> Values:
-        """All that the two trainings of Figure 3 depend on."""
+        """Everything that the two trainings of Figure 3 depend on."""
         common, training = self.common, self.sections.training.explicit()
         defaults = {key: Recipe.model_fields[key].default for key in FIGURE_3}
         return {
@@ -227,14 +226,14 @@ class Settings:
         }
 
     def running(self, training_id: str) -> Values:
-        """How a training runs, as far as its result doesn't depend on it; empty if it isn't trained."""
+        """The settings of `Running` and the number of processes of a training; empty if nothing is trained."""
         stage = self.stage_of(training_id)
         how = self.model_of(training_id).stages[stage] if stage else None
         return how.model_dump(include={*Running.model_fields, "processes"}) if how else {}
 
     @cached_property
     def absent(self) -> dict[str, str]:
-        """Models that can't be made with what is at hand, and why; what can be downloaded counts as at hand."""
+        """Models whose images or weights aren't available, and why; what can be downloaded counts as available."""
         reasons = {name: self._absence(model) for name, model in self.models.items()}
         return {name: reason for name, reason in reasons.items() if reason}
 
@@ -261,13 +260,13 @@ class Settings:
         return (self.run.cifar10 if dataset == "cifar10" else self.run.datasets[dataset]).explicit()
 
     def unread(self, over: Values) -> list[str]:
-        """Of the data sets that a part of the run's config names, those that nothing at this scale reads."""
+        """The data sets in `over`, a part of the run's config, that nothing at this scale reads."""
         read = {model.data.dataset for model in (self.common, *self.models.values())}
         names = [name for name in ("cifar10", IMAGENET) if name in over]
         return [name for name in [*names, *over.get("datasets", {})] if name not in read]
 
     def label(self, model: str | None = None) -> str:
-        """What records and tables call a model's images (or the scale's)."""
+        """The label of a model's images (None: the scale's) in records and tables."""
         data = self._model(model).data
         label = self.source(data.dataset)["label"]
         if data.dataset != GENERATED:
@@ -282,7 +281,7 @@ class Settings:
         return self.models[model] if model else self.common
 
     def prepared(self, model: str | None = None) -> str:
-        """The name of the file of prepared images that a model (or the scale) reads; each source has its own."""
+        """The name of the file of prepared images that a model (None: the scale) reads; different for each source."""
         data = self._model(model).data
         if data.dataset == GENERATED:
             ending = "" if data.invariant_to == INVARIANT_TO else f"-{data.invariant_to}"
@@ -297,15 +296,15 @@ class Settings:
         return f"{name}-{data.resize}-{net.image_size}-{net.merging.images}-{data.seed}"
 
     def preparation(self, prepared: str) -> tuple[Values, str]:
-        """How the file of that name is prepared, as `data.prepare` takes it, and where the config has it."""
+        """The specification of that file of prepared images for `data.prepare`, and its key in the config."""
         return self.preparation_for(self.readers(prepared)[0])
 
     def readers(self, prepared: str) -> list[str | None]:
-        """The models that read the file of that name; None for the scale itself, whose Figure 3 does."""
+        """The models that read that file of prepared images; None stands for the scale itself, in Figure 3."""
         return [id_ for id_ in (None, *self.models) if self._reads(id_) and self.prepared(id_) == prepared]
 
     def preparation_for(self, model: str | None) -> tuple[Values, str]:
-        """As `preparation`, of the images of a model or of the scale."""
+        """Like `preparation`, for the images of a model (None: of the scale)."""
         net, data = self._model(model), self._model(model).data
         source = self.source(data.dataset)
         if data.dataset == GENERATED:
@@ -320,15 +319,15 @@ class Settings:
         return specification(source), key
 
     def known_extent(self, model: str | None) -> Extent | None:
-        """The extent of the images of a model or of the scale, if it is known wherever they come from."""
+        """The extent of a model's images (None: the scale's), if it is known without reading them."""
         return known_extent(self.preparation_for(model)[0]) if self._reads(model) else None
 
     def known_digest(self, model: str | None) -> str | None:
-        """As `known_extent`, of the images' content."""
+        """The digest of their content, if it is known without reading them."""
         return cifar10.DIGEST if self.preparation_for(model)[0]["kind"] == "torchvision" else None
 
     def _reads(self, model: str | None) -> bool:
-        """ImageNet is prepared for a model's image size alone."""
+        """Whether it reads prepared images: ImageNet is prepared only for a model, at its image size."""
         return model is not None or self.common.data.dataset != IMAGENET
 
     @cached_property
@@ -337,11 +336,11 @@ class Settings:
         source = self.source(IMAGENET)
         return {split: str(Path(source["root"]) / source[split]) for split in ("train", "test")}
 
-    # ---- beyond the paper: of which nets, and on what each measurement depends
+    # ---- beyond the paper: the nets of each measurement, and what it depends on
 
     @cached_property
     def beyond(self) -> dict[str, Values]:
-        """By name, the scale's measurements beyond the paper: their options, and which nets are chosen."""
+        """The scale's measurements beyond the paper by name: their options and the chosen nets."""
         # in the order of the scale's file
         sections = {name: getattr(self.sections.beyond, name) for name in self.values.get("beyond", {})}
         chosen = "models", "pairs", "seeds"
@@ -357,13 +356,13 @@ class Settings:
 
     @property
     def measured(self) -> list[str]:
-        """The measurements beyond the paper that the scale has."""
+        """The scale's measurements beyond the paper, without `matchings`, which consists of merges."""
         return [name for name in self.beyond if name in MEASUREMENTS]
 
     def subjects(self, name: str) -> list[tuple[Net, ...]]:
-        """What a measurement beyond the paper is made on, of this run and of its `seeds`: nets, then pairs.
+        """The nets, then the pairs, that a measurement beyond the paper is made on, in this run and of its `seeds`.
 
-        Of several nets the first is of `seeds`, the others are of the seeds that follow it, cyclically.
+        For a measurement on several nets, the first is of `seeds`, the others are of the seeds that follow, cyclically.
         """
         section = self.beyond[name]
         if MEASUREMENTS[name].several:
@@ -382,7 +381,7 @@ class Settings:
         return [several for several in nets + pairs if self._has_seeds(section, several)]
 
     def is_matched(self, nets: tuple[Net, ...], matching: str | None) -> bool:
-        """Whether one net or two are merged by this matching (None: the config's, for all tables)."""
+        """Whether these one or two nets are merged by `matching` (None: the config's, for all tables)."""
         if not all(self.models[model].is_in_paper for model, _ in nets):
             return False
         orders = {SYMMETRIES[self.models[model].symmetry].order for model, _ in nets}
@@ -391,7 +390,7 @@ class Settings:
         return matching is None or self.is_in_matchings(nets)
 
     def is_in_matchings(self, nets: tuple[Net, ...]) -> bool:
-        """Whether the target `matchings` is about these nets; its section chooses which, by default all."""
+        """Whether the target `matchings` includes these nets; its section chooses them, by default all."""
         section, types = self.beyond.get("matchings", {}), [model for model, _ in nets]
         if len(types) > 1 and types not in section.get("pairs", [types]):
             return False
@@ -401,7 +400,7 @@ class Settings:
         return section.get("seeds") is None or {seed for _, seed in nets} <= {*section["seeds"]}
 
     def measurement(self, name: str, *models: str) -> Values:
-        """All that a measurement beyond the paper depends on."""
+        """Everything that a measurement beyond the paper depends on."""
         section = self.beyond[name]
         settings = self._merging(section.get("matching"), *models)
         if section.get("images") is not None:
@@ -422,22 +421,22 @@ class Settings:
 
     @property
     def names(self) -> dict[str, str]:
-        """What tables call each model."""
+        """The name of each model in tables."""
         return {name: model.name for name, model in self.models.items()}
 
     def paper_row(self, model: str) -> str | None:
-        """The row of the paper's Table 5 that a model stands beside."""
+        """The row of the paper's Table 5 that a model is compared with, if any."""
         row = self.models[model].entry.paper
         return row if row or model not in paper_values.resnets() else model
 
     @property
     def in_table3(self) -> list[str]:
-        """The models of Table 3: those whose counterparts the paper has there."""
+        """The models of Table 3: those whose counterparts are in the paper's Table 3."""
         there = {row for row, values in paper_values.resnets().items() if values["in_table3"] == "yes"}
         return [model for model in self.table("table5") if self.paper_row(model) in there]
 
     def shown(self, model: str) -> Values:
-        """What Tables 3 and 5 show of a model besides its measurements; its config goes before its paper's row."""
+        """What Tables 3 and 5 show of a model besides its measurements; its config overrides the paper's row."""
         net, row = self.models[model], self.paper_row(model)
         published, flags = paper_values.resnets()[row] if row else {}, {}
         for key in ("trained_by_authors", "self_supervised"):

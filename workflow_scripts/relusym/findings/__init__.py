@@ -1,15 +1,15 @@
 """From records to tables, figures and claims. Imports no PyTorch, and pandas only when a table is made.
 
 A table or figure is declared by one module of `tables`, `figures` or `beyond`, as a `Table` or a `Figure`:
-- `TABLE = Table(__name__, LAYOUT, reads=…, select=…)`, beside a function `frame(inputs, selection)`: one row a row of
-  the table. Ids of models stand in `model`, `model_1`, `model_2`; a mean is followed by its `…_std`; the paper's value
-  of a column is in `paper_…`. A function `notes(inputs, selection)`, if other lines than `frames.notes` stand below.
+- `TABLE = Table(__name__, LAYOUT, reads=…, select=…)`, beside a function `frame(inputs, selection)`, which returns the
+  table's rows. Ids of models are in `model`, `model_1`, `model_2`; a mean is followed by its `…_std`; the paper's value
+  of a column is in `paper_…`. A function `notes(inputs, selection)` returns the lines below, if not `frames.notes`.
 - `FIGURE = Figure(__name__, reads=…, select=…)`, beside a function `draw(inputs, selection)`, which returns the drawing
   and the frames of its CSV files.
 
-Its target, files, place in the report and provenance follow; its caption is `report/<name>.rst`. A selection is plain
-JSON from the config. Two of its keys are for all: `models` (a list of ids, or a dict by id) or `pairs` limit the inputs
-to nets of these types; `names` are the types' display names by id.
+Its target, files, place in the report and provenance follow from that; its caption is `report/<name>.rst`. A selection
+is plain JSON from the config. Two of its keys are common to all: `models` (a list of ids, or a dict by id) or `pairs`
+limit the inputs to nets of these types; `names` are the types' display names by id.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 
 class Lazy(ModuleType):
-    """A module that is imported when something of it is asked for."""
+    """A module that is imported on first access to one of its names."""
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(import_module(self.__name__), name)
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from relusym.findings.layout import Layout
     from relusym.records.results import Results
 else:
-    np, pd, stats = map(Lazy, ("numpy", "pandas", "scipy.stats"))  # all are declared at every start
-    Drawing = Settings = Results = Any  # which a table's job does without
+    np, pd, stats = map(Lazy, ("numpy", "pandas", "scipy.stats"))  # every start imports all findings
+    Drawing = Settings = Results = Any  # a table's job does without them
 
 __all__ = ["Drawing", "np", "pd", "stats"]
 
@@ -60,19 +60,19 @@ ROOMS = "tables", "figures", "beyond"
 
 @dataclass(frozen=True)
 class Finding:
-    """What is declared of a table or figure alike."""
+    """What the declarations of tables and figures have in common."""
 
-    module: str  # that declares and makes it
+    module: str  # the one that declares and makes it
     _: KW_ONLY
     # kinds of records that it is made of; "filters": the arrays beside flip-merge records
     reads: tuple[str, ...]
-    select: Callable[[Settings], Selection]  # what of the config it shows
+    select: Callable[[Settings], Selection]  # the part of the config that it shows
     exists: Callable[[Settings], Any] = lambda settings: True  # whether a scale has it
-    # of its records, a kind at a time; None: of the types that it selects
+    # the keys of its jobs of one kind; None: those on the selected types
     keys: Callable[[Results, str, Selection], list[str]] | None = None
-    name: str = ""  # of its target; the module's, if it is empty
+    name: str = ""  # of its target; by default the module's
     section: str = ""  # of the report
-    order: int = 0  # among those of its section; then by name
+    order: int = 0  # within its section; then by name
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -88,13 +88,13 @@ class Finding:
 
     @property
     def is_beyond(self) -> bool:
-        """Whether it isn't in the paper, and no part of `all`: the target `beyond`, see docs/beyond.md."""
+        """Whether it isn't in the paper: a part of the target `beyond`, not of `all`; see docs/beyond.md."""
         return self.section == BEYOND
 
 
 @dataclass(frozen=True)
 class Table(Finding):
-    """A table, how it is laid out, and the number of the paper's that has the same rows, if any."""
+    """A table, its layout, and the number of the paper's table with the same rows, if any."""
 
     layout: Layout
     _: KW_ONLY
@@ -113,7 +113,7 @@ class Figure(Finding):
 
 @cache
 def declared() -> dict[str, Table | Figure]:
-    """Every table, then every figure, by name: those of one section together."""
+    """Every table, then every figure, by name, grouped by section."""
     rooms = [import_module(f"{__name__}.{room}") for room in ROOMS]
     names = [module.name for room in rooms for module in iter_modules(room.__path__, f"{room.__name__}.")]
     values = [(name, value) for name in names for value in vars(import_module(name)).values()]

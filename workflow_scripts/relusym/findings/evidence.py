@@ -14,8 +14,8 @@ NO_SPREAD = "all nets of a type are equal, so that the rank test counts"
 ALL_EQUAL = "all nets are equal, so that their mean settles it, whatever p is"
 EQUAL = 1e-12  # a standard deviation below this is rounding
 
-RESAMPLES = 9999  # of a rank test with ties; all permutations if there are no more
-SHARE_OF_NETS = 0.95  # that an interval holds
+RESAMPLES = 9999  # of a rank test with ties; all permutations if there are fewer
+CONFIDENCE = 0.95  # of intervals
 
 HELD, NOT_HELD, OPEN, UNTESTED = "held", "did not hold", "inconclusive", "cannot be tested here"
 
@@ -31,25 +31,25 @@ class Evidence:
     high: float = math.nan
     effect_size: float = math.nan
     measure: str = ""
-    direction: float = math.nan  # positive if it is as the paper says, negative if it is the opposite
+    direction: float = math.nan  # positive if it is as claimed, negative if it is the opposite
     p_value: float = math.nan  # two-sided
-    p_rank: float = math.nan  # of a rank test of the same
-    p_rank_min: float = math.nan  # the least that it can come to with so few nets
+    p_rank: float = math.nan  # of a rank test of the same claim
+    p_rank_min: float = math.nan  # the least that p_rank can be with this number of nets
     settled: str = ""  # a verdict that needs no p-value
-    remark: str = ""  # why there is nothing, or what to bear in mind
-    nets: int = 0  # of the type that has the fewest
+    remark: str = ""  # why there is no result, or a caveat
+    nets: int = 0  # number of nets of the type that has the fewest
     power_paper: Power | None = None  # the test's power for the paper's effect and spread
-    power_observed: Power | None = None  # for those observed here
+    power_observed: Power | None = None  # for the effect and spread observed here
 
 
 def interval(effect: float, error: float, degrees: float) -> dict[str, float]:
-    """`low` and `high` of a t-interval about an effect."""
-    half = float(stats.t.ppf((1 + SHARE_OF_NETS) / 2, degrees)) * error
+    """`low` and `high` of a t-interval around an effect with this standard error."""
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) * error
     return {"low": effect - half, "high": effect + half}
 
 
 def spread(values: np.ndarray) -> Spread:
-    """Mean and standard deviation (the sample's) over nets."""
+    """Mean and sample standard deviation over nets."""
     return float(values.mean()), float(values.std(ddof=1))
 
 
@@ -58,8 +58,8 @@ def rank_correlation_of_types(
 ) -> Evidence:
     """Spearman's ρ of the types' means, with its exact permutation p-value and a bootstrap interval over nets.
 
-    Either mean is over other nets, every second one of a type by seed: where the two quantities of a net are
-    correlated, those of a mean over the same nets are, and there would be a ρ between types where all types are equal.
+    The two means are over different halves of a type's nets, alternating by seed: if the two quantities of a net are
+    correlated, so are their means over the same nets, which would give a ρ between types that are all equal.
     """
     test = "Spearman, exact, over halves of the nets"
     nets = nets.sort_values("seed")
@@ -74,7 +74,7 @@ def rank_correlation_of_types(
         return Evidence(n, test, remark="all types are equal")
     exact = stats.permutation_test(
         (ranks[:, 0],),
-        lambda order, axis: rowwise_correlation(order, ranks[:, 1]),  # Pearson's, of ranks, is Spearman's
+        lambda order, axis: rowwise_correlation(order, ranks[:, 1]),  # Pearson's ρ of ranks is Spearman's
         permutation_type="pairings",
         n_resamples=orders,
     )
@@ -85,7 +85,7 @@ def rank_correlation_of_types(
 
     drawn = [np.stack([resampled(half, model) for model in means.index]) for half in halves]
     rhos = rowwise_correlation(*(stats.rankdata(types, axis=0).T for types in drawn))
-    low, high = np.nanquantile(rhos, [(1 - SHARE_OF_NETS) / 2, (1 + SHARE_OF_NETS) / 2])
+    low, high = np.nanquantile(rhos, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     whole = nets[nets["model"].isin(means.index)].groupby("model")
     spreads = ({model: spread(nets.to_numpy()) for model, nets in whole[key]} for key in (first, second))
     rho, p = float(exact.statistic), float(exact.pvalue)
@@ -98,9 +98,9 @@ def rank_correlation_of_types(
 
 
 def rowwise_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of each row of one array with that of the other, (…, m) twice → (…)."""
+    """Pearson's correlation of each row of one array with the same row of the other, (…, m) each → (…)."""
     a, b = (rows - rows.mean(-1, keepdims=True) for rows in (first, second))
-    with np.errstate(invalid="ignore"):  # all equal in a row: not a number
+    with np.errstate(invalid="ignore"):  # NaN if a row is constant
         return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
 
 
@@ -113,8 +113,8 @@ def is_higher(
 ) -> Evidence:
     """Welch's test that the mean of type `high` is above that of `low`, or less than `margin` below it.
 
-    Two types share no randomness even for the same seed, so that nets aren't paired. `paper`: its means and standard
-    deviations, by type.
+    Two types share no randomness even for the same seed, so that nets aren't paired. `paper`: the paper's means and
+    standard deviations, by type.
     """
     first, second = (np.asarray(values.get(model, [])) for model in (high, low))
     nets = min(len(first), len(second))
@@ -131,8 +131,7 @@ def is_higher(
 
 
 def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, np.ndarray]) -> Evidence:
-    """Welch's test that the mean over one type's pairs (of `pair_differences`) is above another's; they may share
-    nets."""
+    """Welch's test that the mean of one type's `pair_differences` is above another's; pairs may share nets."""
     nets = min(np.unique(seeds).size for _, seeds in (high, low))
     n, test = f"{counted(nets, 'net')} of a type", "Welch, for shared nets"
     allowed = [shared_nets(seeds) for _, seeds in (high, low)]
@@ -147,8 +146,8 @@ def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, 
 def welch(
     high: np.ndarray, low: np.ndarray, *allowed: tuple[float, float], margin: float = 0.0
 ) -> dict[str, float]:
-    """Welch's test, as fields of `Evidence`; `allowed`: of either, factor on a squared standard error, and degrees of
-    freedom."""
+    """Welch's test, as fields of `Evidence`; `allowed`: for either type, the factor on its squared standard error and
+    its degrees of freedom."""
     effect, orders = high.mean() - low.mean(), math.comb(len(high) + len(low), len(high))
     p_rank = rank_sum_p(high + margin, low)
     fields = {"effect": effect, "direction": effect + margin, "p_rank": p_rank, "p_rank_min": 2 / orders}
@@ -169,7 +168,7 @@ def is_highest(
     names: Mapping[str, str],
     paper: Mapping[str, Spread] | None = None,
 ) -> Evidence:
-    """Welch's test against each other type, the least certain of which counts; a higher one counts, corrected."""
+    """Welch's test against each other type; the largest p counts, or, if another is higher, its p, corrected."""
     others = {other: is_higher(values, highest, other, 0.0, paper) for other in values if other != highest}
     n = f"{len(values.get(highest, []))} nets, {counted(len(others), 'other type')}"
     if not others or any(math.isnan(evidence.p_value) for evidence in others.values()):
@@ -206,7 +205,7 @@ def one_sample(
     degrees: float | None = None,
     power_of: Callable[[float, float], Power] = power.one_sample,
 ) -> Evidence:
-    """A t-test that the mean of these values, two or more, is above a threshold. The effect size is measured from
+    """A t-test that the mean of two or more values is above a threshold. The effect size is measured from
     `origin`; `factor` on the squared standard error and `degrees` of freedom are for values that aren't independent."""
     mean, std = spread(values)
     shifted, varies, error = values - threshold, std > EQUAL, std * math.sqrt(factor / len(values))
@@ -224,9 +223,9 @@ def one_sample(
 def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | None = None) -> Evidence:
     """A t-test that the mean of one difference a net is above 0, or less than `margin` below it.
 
-    For quantities of the same net, whose randomness is the net's. If all nets are equal, as where a largest barrier is
-    always the halfway one, there is nothing to test: a margin settles it. `seeds`: (n, 2), if the differences are of
-    pairs of nets, which may share them (`shared_nets`).
+    For two quantities of the same net, which share its randomness. If all nets are equal, for instance if the largest
+    barrier is always the halfway one, there is nothing to test, and a margin settles the claim. `seeds`: (n, 2), if
+    the differences are of pairs, which may share nets (`shared_nets`).
     """
     differences = np.asarray(differences, float)
     m = len(differences)
@@ -249,19 +248,19 @@ def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | Non
 def flipped_against_other(
     nets: pd.DataFrame, merged: pd.DataFrame, model: str, paper: tuple[Spread, Spread] | None = None
 ) -> Evidence:
-    """Of each pair of a type: its barrier less the mean of its nets' GCNN barriers; `paper`: pairs', and flips'."""
+    """`paired` test that the `pair_differences` of a type are above 0; `paper`: its pair and GCNN barriers."""
     differences, seeds = pair_differences(nets, merged, model)
     evidence = paired(differences, seeds=seeds)
     if paper is None:
         return evidence
-    # as if a pair's barrier were independent of its nets' flips
+    # as if a pair's barrier were independent of its nets' GCNN barriers
     (pairs, pairs_std), (flip, flip_std) = paper
     power_paper = power.cycle_of_pairs(pairs - flip, math.hypot(pairs_std, flip_std / math.sqrt(2)))
     return replace(evidence, power_paper=power_paper)
 
 
 def pair_differences(nets: pd.DataFrame, merged: pd.DataFrame, model: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of each pair of nets of a type, its barrier less the mean of its nets' GCNN barriers, (m,); its seeds, (m, 2)."""
+    """Each pair's barrier minus the mean of its nets' GCNN barriers, (m,), for one type; and its seeds, (m, 2)."""
     same = merged[(merged["model_1"] == model) & (merged["model_2"] == model)]
     flips = nets[nets["model"] == model].set_index("seed")["gcnn_barrier"]
     differences = same["barrier"] - (same["seed_1"].map(flips) + same["seed_2"].map(flips)) / 2
@@ -270,15 +269,15 @@ def pair_differences(nets: pd.DataFrame, merged: pd.DataFrame, model: str) -> tu
 
 
 def shared_nets(seeds: np.ndarray) -> tuple[float, float]:
-    """What a t-test over pairs of nets (their seeds, (m, 2)) has to allow for if a net is in several pairs.
+    """The corrections of a t-test over pairs of nets (their seeds, (m, 2)) for nets that are in several pairs.
 
-    If the value of a pair is the sum of something of either net and something of the pair's, two pairs have at most
-    half their variance V in common for each net that they share: C = V (I + S/2), S the number of nets shared. With the
-    centring matrix H, the variance of the mean is then 1ᵀC1 / m², and the sample variance is tr(HC) / (m − 1) in
-    expectation, with tr(HC)² / tr(HCHC) degrees of freedom (Satterthwaite).
+    If the value of a pair is the sum of a term for each net and a term for the pair, the covariance of two pairs is at
+    most half their variance V for each net that they share: C = V (I + S/2), with S the number of shared nets. With the
+    centring matrix H, the variance of the mean is then 1ᵀC1 / m², and the expected sample variance is tr(HC) / (m − 1),
+    with tr(HC)² / tr(HCHC) degrees of freedom (Satterthwaite).
 
     Returns the factor on the squared standard error s²/m, and the degrees of freedom: 1 and m − 1 for pairs that share
-    nothing; infinite and 0 if they settle nothing (fewer than two, or the same two nets again).
+    no nets; infinity and 0 if nothing can be tested (fewer than two pairs, or all of the same two nets).
     """
     m = len(seeds)
     common = (seeds[:, None, :, None] == seeds[None, :, None, :]).sum((2, 3)) / 2  # 1 on the diagonal
@@ -302,7 +301,7 @@ def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
 
 
 def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
-    """The count of channels of a higher order than 2, of which one settles it; the interval is of a net's share."""
+    """The count of channels of a higher order than 2: one settles the claim. The interval is for a net's share."""
     if not flip_records:
         return Evidence("0 nets", "count", remark="a net is needed")
     by_net = [_orders(record) for record in flip_records]
@@ -333,7 +332,7 @@ def signed_rank_p(values: np.ndarray) -> float:
 
 
 def _method(values: np.ndarray) -> str | stats.PermutationMethod:
-    """How a rank test comes to its p: with ties, scipy's own choice would be asymptotic, however few the values."""
+    """How a rank test computes its p: with ties, scipy would choose the asymptotic p, however few the values."""
     if np.unique(values).size == values.size:
         return "exact"
     return stats.PermutationMethod(RESAMPLES, random_state=np.random.default_rng(0))

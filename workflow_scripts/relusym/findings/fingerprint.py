@@ -1,8 +1,8 @@
-"""Whether a table or figure shows what it would show now: a note beside it has the fingerprint of that in its name.
+"""Whether a table or figure is up to date: the name of the note beside it has the fingerprint of what it is made from.
 
-The fingerprint is of the config's part, the code of this package and the bytes of every file that is read. The note
-holds the hash of every file that was written, in the format of `sha256sum -c`, and, as comments of that, which files
-were read: a line a folder, as bash expands it.
+The fingerprint is of the selected part of the config, the code of this package and the bytes of every file that is
+read. The note has the hash of every file that was written, in the format of `sha256sum -c`, and, as comments, the files
+that were read: one line per folder, as bash expands it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ LENGTH = 16  # hexadecimal digits
 
 @cache
 def _code() -> str:
-    """Of this room, the fields of records, the paper's tables and the ground: whatever may lay out a table."""
+    """The hashes of all code that may shape a table: findings, top-level modules, fields of records, paper's tables."""
     library = Path(__file__).parents[1]
     files = [*library.glob("*.py"), *library.glob("findings/**/*.py"), *library.glob("paper_values/*")]
     files.append(library / "records/fields.py")
@@ -35,8 +35,8 @@ def _line(path: str) -> str:
 
 
 def fingerprint(name: str, selection: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> str:
-    """Of what a table or figure is made of: `inputs` are the files that it reads, by kind; UserError if one is
-    missing."""
+    """The fingerprint of what a table or figure is made from; `inputs` are the files that it reads, by kind. UserError
+    if one is missing."""
     lines = [_line(path) for several in inputs.values() for path in several]
     parts = [name, json.dumps(selection), _code(), *lines]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:LENGTH]
@@ -49,9 +49,9 @@ def write_note(
     inputs: Mapping[str, Sequence[str]],
     outputs: Sequence[str],
 ) -> None:
-    """Write the note of `outputs`, which are there, whole; older ones go.
+    """Write the note of `outputs`, which exist, and delete older notes.
 
-    `note`: where it is waited for, which may have been named before all `inputs` were there; `made_from`: their
+    `note`: its path in the workflow, which may have been named before all `inputs` existed; `made_from`: their
     fingerprint.
     """
     named = Path(outputs[0]).absolute().parents[1] / "notes" / f"{name}-{made_from}.sha256"
@@ -67,7 +67,7 @@ def write_note(
 
 
 def by_folder(inputs: Mapping[str, Sequence[str]]) -> list[str]:
-    """The files as a line a folder: `records/pair_merge/cnn--gcnn-1f2e3d4c/{0--0,1--1}.json`."""
+    """The files, one line per folder: `records/pair_merge/cnn--gcnn-1f2e3d4c/{0--0,1--1}.json`."""
     folders: dict[tuple[str, str], list[str]] = {}
     for path in map(Path, dict.fromkeys(chain(*inputs.values()))):
         folders.setdefault((str(path.parent), path.suffix), []).append(path.stem)
@@ -78,7 +78,7 @@ def by_folder(inputs: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def is_whole(note: str | Path) -> bool:
-    """Whether the files that a note names, one at least, are as they were written."""
+    """Whether a note names at least one file, and all those that it names are unchanged."""
     try:
         with open_file(note) as file:
             lines = file.read().decode("utf-8").splitlines()

@@ -19,14 +19,14 @@ from relusym.records.fingerprint import differences
 
 @dataclass(frozen=True)
 class Filters:
-    """What is kept of one net's filters; if it is left out, there are no arrays, but a reason.
+    """What is kept of one net's filters; for a net that is left out, a reason instead of arrays.
 
     Attributes:
         drawn: "conv1" (and "conv2" of a VGG11) → float16 (2, c, 3, k, k), RGB filters of the net and, at the same
             places, of its permuted flipped net; conv 2's input channels are projected to RGB.
-        permutations: the same names → int16 (c,): channel i goes with channel `permutation[i]` of the flipped net.
+        permutations: the same names → int16 (c,): channel i is matched to channel `permutation[i]` of the flipped net.
         norms: conv name → float32 (c,), Frobenius norm of each whole filter.
-        constraint: conv name → by how much τ(ψ) = P₁ψP₀ᵀ (equation (3)) fails, ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖.
+        constraint: conv name → the relative error of equation (3), τ(ψ) = P₁ψP₀ᵀ: ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖.
     """
 
     model: str
@@ -40,7 +40,7 @@ class Filters:
 
 
 def read_filters(path: str | Path) -> Filters:
-    """One net's filters. Raises UserError: the file is missing, truncated or no file of filters."""
+    """One net's filters; UserError if the file is missing, truncated or not a file of filters."""
     arrays, described = checkpoint.load_arrays(path)
     if described.get("kind") != "filters":
         raise UserError(f"{path} holds no filters: delete it, and it is made again")
@@ -55,7 +55,7 @@ def read_filters(path: str | Path) -> Filters:
 
 
 def first_kept(nets: Iterable[Filters], model: str) -> Filters:
-    """The first net of a type that isn't left out; its first one if all are; UserError if there is none."""
+    """The first net of a type that isn't left out, or its first net if all are; UserError if there is none."""
     of_type = [net for net in nets if net.model == model]
     if not of_type:
         raise UserError(f"there are no filters of a net of type {model}: let snakemake merge one")
@@ -63,17 +63,16 @@ def first_kept(nets: Iterable[Filters], model: str) -> Filters:
 
 
 def are_zero(norms: np.ndarray, zero: float) -> np.ndarray:
-    """Which filters of a layer are zero: their Frobenius norm (of (c,)) is less than `zero` (0..1) of the largest
-    there.
+    """Which filters of a layer are zero: those whose Frobenius norm, of (c,), is below `zero` (0..1) times the largest.
 
-    The paper has no definition; it counts by eye what is blank in Figures 5 to 8. The layer's largest filter sets the
-    scale, since it doesn't depend on how many others are zero, as a mean would, and sets the colours there, too.
+    The paper has no definition; it counts by eye the blank filters in Figures 5 to 8. The layer's largest filter sets
+    the scale, since it doesn't depend on how many others are zero, as a mean would, and sets the figures' colours too.
     """
     return norms < zero * norms.max(initial=0)
 
 
 def count_zero_filters(nets: Iterable[Filters], zero: float) -> pd.DataFrame:
-    """One row a net and layer: model, seed, layer, filters, zero_filters, smallest (norm, as share of the largest)."""
+    """One row per net and layer: model, seed, layer, filters, zero_filters, smallest (norm / largest norm)."""
     rows, tiny = [], np.finfo(np.float32).tiny
     for net in (net for net in nets if net.status == "ok"):
         for layer, norms in net.norms.items():
@@ -82,7 +81,7 @@ def count_zero_filters(nets: Iterable[Filters], zero: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "seed", "layer", "filters", "zero_filters", "smallest"])
 
 
-# Where each quantity stands in a record: of several paths the first that it has. Without REPAIR, nets with batch norm
+# The path of each quantity in a record: the first of several that it has. Without REPAIR, nets with batch norm
 # have their statistics reset; other nets have nothing to reset.
 TRAIN = {"parameters": ["parameters"], "accuracy": ["accuracy"]}
 FLIP_MERGE = {
@@ -101,10 +100,10 @@ PAIR_MERGE = {
 
 
 def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], selection: Selection) -> Inputs:
-    """What a table or figure is made of, by kind, as far as it is of types that are selected.
+    """The inputs of a table or figure, by kind, limited to the selected types.
 
-    UserError if a file is missing or damaged, filters are of another net than their file's name says, or two records
-    disagree on the accuracy of a net; those of `train` are held against the others even where they aren't asked for.
+    UserError if a file is missing or damaged, filters are of another net than the one in their file's name, or two
+    records disagree on the accuracy of a net; `train` records are compared even if they aren't among `kinds`.
     """
     inputs = {}
     for kind in dict.fromkeys([*kinds, *files]):
@@ -122,14 +121,14 @@ def _named_filters(path: str) -> Filters:
     stem, net = name.partition(".")[0], f"{filters.model}-{filters.seed}"
     if stem != net and not (stem == str(filters.seed) and folder.startswith(f"{filters.model}-")):
         raise UserError(
-            f"{path} holds the filters of {net}, not those that its name says: delete it and the flip_merge record "
+            f"{path} holds the filters of {net}, not of the net in its name: delete it and the flip_merge record "
             "beside it, and they are made again"
         )
     return filters
 
 
 def chosen(inputs: Inputs, selection: Selection) -> Inputs:
-    """The part of `inputs` whose nets are all of the selected `models` or `pairs`; all of it if there is neither."""
+    """Those `inputs` whose nets are all of the selected `models` or `pairs`; all of them if there is neither."""
     models = {*selection.get("models", []), *(model for pair in selection.get("pairs", []) for model in pair)}
     if not models:
         return inputs
@@ -142,14 +141,14 @@ def chosen(inputs: Inputs, selection: Selection) -> Inputs:
 
 
 def tidy(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a record, one column a scalar, by its path: `accuracy.net`; no lists; NaN for what it hasn't got."""
+    """One row per record and one column per scalar, by its path, `accuracy.net`; NaN if missing, and no lists."""
     frame = pd.json_normalize(list(records))
     is_list = frame.map(lambda value: isinstance(value, list)).any()
     return frame.loc[:, ~is_list.astype(bool)]
 
 
 def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Columns `key`, `paths` (floats) and `ok`, a row a record; UserError if one lacks a number or is given twice."""
+    """Columns `key`, `paths` (floats) and `ok`, one row per record; UserError if one lacks a number or occurs twice."""
     scalars = tidy(records)
     frame = scalars.reindex(columns=["kind", *key])
     frame["ok"] = scalars.reindex(columns=["status"])["status"].eq("ok")
@@ -161,14 +160,14 @@ def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequ
                 f"{_row_named(record, key)} lacks a number in '{several[0]}': delete it, and it is made again"
             )
     for _, record in frame[frame.duplicated(key)].iterrows():
-        raise UserError(f"{_row_named(record, key)} is given twice: keep one")
+        raise UserError(f"{_row_named(record, key)} occurs twice: keep one")
     return frame[[*key, *paths, "ok"]]
 
 
 def once(records: Sequence[Record]) -> list[Record]:
-    """The records without those of a pair that stands already the other way round: a pair is one merge.
+    """The records without repeated pairs in the other order: a pair is one merge.
 
-    UserError if the two have barriers further apart than the accuracies of a net may be.
+    UserError if the barriers of such two records differ by more than the accuracies of a net may.
     """
     first, kept = {}, []
     for record in records:
@@ -194,7 +193,7 @@ def nets(
     trained: Sequence[str] = ("accuracy",),
     merged: Sequence[str] = ("invariance_error", "gcnn_barrier"),
 ) -> pd.DataFrame:
-    """One row a net: model, seed, the quantities (of `TRAIN` and of `FLIP_MERGE`), ok (both its records are)."""
+    """One row per net: model, seed, the quantities (of `TRAIN` and of `FLIP_MERGE`), ok (if both its records are)."""
     check_agreement(inputs)
     key = ["model", "seed"]
     both = pd.merge(
@@ -209,14 +208,14 @@ def nets(
 
 
 def pairs(inputs: Inputs) -> pd.DataFrame:
-    """One row a pair of nets (`once`): model_1, model_2, seed_1, seed_2, barrier, ok."""
+    """One row per pair of nets (`once`): model_1, model_2, seed_1, seed_2, barrier, ok."""
     check_agreement(inputs)
     key = ["model_1", "model_2", "seed_1", "seed_2"]
     return measured(once(inputs["pair_merge"]), key, {"barrier": PAIR_MERGE["barrier"]})
 
 
 def in_order(nets: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
-    """The rows in the order in which the config has their types; those of one type stay in theirs."""
+    """The rows sorted by type, in the order of `models`; the rows of one type keep their order."""
     places = {model: place for place, model in enumerate(models)}
     return nets.sort_values("model", key=lambda types: types.map(places), kind="stable")
 
@@ -224,7 +223,7 @@ def in_order(nets: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
 def summary(nets: pd.DataFrame, key: list[str], wanted: Any, quantities: Sequence[str]) -> pd.DataFrame:
     """Columns `key`, `…_mean` and `…_std` (sample's, NaN for n < 2) of each quantity, n (ok) and left_out (not ok).
 
-    One row for each of `wanted`, in their order: values of `key`, tuples (or a frame) if it has several.
+    One row for each of `wanted`, in their order: values of `key`, or tuples (or a frame) of several keys.
     """
     index = pd.DataFrame(wanted, columns=key).set_index(key).index
     ok = nets[nets["ok"]].groupby(key)
@@ -240,7 +239,7 @@ def summary(nets: pd.DataFrame, key: list[str], wanted: Any, quantities: Sequenc
 def summary_along(
     nets: pd.DataFrame, records: Sequence[Record], key: str, models: Sequence[str], quantities: Sequence[str]
 ) -> pd.DataFrame:
-    """As `summary`, a row a type and value of `key` (epoch, layer), of nets that are ok; others count in each row."""
+    """Like `summary`, per type and value of `key` (epoch, layer), for nets that are ok; others count in each row."""
     values = {model: sorted({*rows}) for model, rows in nets.groupby("model")[key]}
     left_out = [
         {"model": record["model"], key: value}
@@ -255,15 +254,15 @@ def summary_along(
 
 
 def beside_paper(ours: pd.DataFrame, number: int, key: list[str]) -> pd.DataFrame:
-    """`ours`, then the columns of the paper's Table `number` as `paper_…`, NaN in rows that the paper hasn't got."""
+    """`ours`, then the columns of the paper's Table `number` as `paper_…`, NaN in rows that the paper doesn't have."""
     paper = paper_values.table(number).set_index(key).add_prefix("paper_")
     return ours.join(paper, on=key)
 
 
 NO_NETS = "filters", "flipped_training", "theory"  # kinds
-SAME_ACCURACY = 0.005  # one image of 200: by more, rounding on another device doesn't move it
+SAME_ACCURACY = 0.005  # one image of 200: rounding on another device doesn't change it by more
 FAR_BELOW_ZERO = -0.05  # a barrier
-ACCURACIES = {  # by kind, those of the nets as they were trained; of a line, of its ends
+ACCURACIES = {  # by kind, those of the nets as trained; for a line, of its ends
     "train": lambda record: [record["accuracy"]],
     "flip_merge": lambda record: [record["accuracy"]["net"]],
     "identifiability": lambda record: [record["variants"]["activation"]["accuracy"]["net"]],
@@ -278,12 +277,12 @@ REASONS = {"degenerate": "its accuracy is no better than chance", "diverged": "i
 
 
 def matching_of(record: Record) -> str:
-    """By which matching a merge was made."""
+    """The matching by which a merge was made."""
     return record["settings"].get("merging", {}).get("matching", "activation")
 
 
 def notes(inputs: Inputs, selection: Selection, *more: str) -> list[str]:
-    """The lines below a table: the selection's, on its records and code, on negative barriers, on nets left out."""
+    """The lines below a table: the selection's, then on records and code, negative barriers and nets left out."""
     records = list(chain(*(records for kind, records in inputs.items() if kind != "filters")))
     kinds = Counter(record["kind"] for record in records)
     code = {
@@ -352,11 +351,11 @@ def _left_out(records: Iterable[Record], absent: Mapping[str, str], names: Mappi
 
 
 def check_agreement(inputs: Inputs) -> None:
-    """Refuse records that can't be averaged (UserError).
+    """Raise a UserError for records that can't be averaged.
 
-    Two for the same data set and image size (of generated images: number and seed, too) were made from images of other
-    content; two disagree on how a type is trained or merged; a merge was made from another checkpoint than the one that
-    the net's train record, or another merge's, names; one checkpoint stands for two nets.
+    Two with the same data set and image size (and for generated images, number and seed) were made from different
+    images; two disagree on how a type is trained or merged; a merge was made from another checkpoint than the one that
+    the net's train record, or another merge, names; two nets have one checkpoint.
     """
     records = [record for kind in inputs if kind not in NO_NETS for record in inputs[kind]]
     images, settings, hashes, nets = {}, {}, {}, {}
@@ -397,7 +396,7 @@ def check_agreement(inputs: Inputs) -> None:
 
 
 def check_accuracies(inputs: Inputs) -> None:
-    """Refuse (UserError) two records that state accuracies of a net further apart than `SAME_ACCURACY`."""
+    """Raise a UserError if two records' accuracies of one net differ by more than `SAME_ACCURACY`."""
     first: dict[Any, tuple[Record, float]] = {}
     for record in chain(*(inputs[kind] for kind in inputs if kind not in NO_NETS)):
         for net, accuracy in accuracies(record):
@@ -410,7 +409,7 @@ def check_accuracies(inputs: Inputs) -> None:
 
 
 def accuracies(record: Record) -> list[tuple[tuple[str, int], float]]:
-    """The accuracies that a record states of its nets as they were trained: (model, seed), accuracy."""
+    """The accuracies in a record of its nets as trained: (model, seed), accuracy."""
     kind, nets = record["kind"], nets_of(record)
     if kind not in ACCURACIES or (kind != "train" and record.get("status") != "ok"):
         return []
@@ -420,14 +419,14 @@ def accuracies(record: Record) -> list[tuple[tuple[str, int], float]]:
 
 
 def _prepared_from(data: dict[str, Any]) -> tuple[Any, ...]:
-    """Of the settings of data those that go with one content of the images."""
+    """The data settings that determine the content of the images."""
     numbers = ("train_images", "test_images", "seed", "invariant_to")
     keys = ("dataset", "size", *(numbers if data.get("dataset") == "generated" else ()))
     return tuple(data.get(key) for key in keys)
 
 
 def _settings(record: Record) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """What has to be equal in records of one table, by what it has to be equal for: first each type's training."""
+    """Yield (key, settings); settings with one key must be equal within a table. Each type's training comes first."""
     settings, models = record["settings"], [model for model, _ in nets_of(record)]
     yield from zip(models, settings.get("trained", [settings]), strict=False)
     if record["kind"] != "train":

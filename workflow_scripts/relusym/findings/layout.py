@@ -1,4 +1,4 @@
-"""How a table is laid out to be read, written as CSV, Markdown, LaTeX and HTML, and shown at the end of a run."""
+"""How a table is laid out, written as CSV, Markdown, LaTeX and HTML, and shown at the end of a run."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ LATEX_SPECIAL = str.maketrans(
 
 @dataclass(frozen=True)
 class Layout:
-    """What a table looks like; by column, without `_mean`."""
+    """What a table looks like; columns are named without `_mean`."""
 
-    title: str  # a line, the heading in Markdown and HTML, and the caption in LaTeX
-    headings: Mapping[str, str] = field(default_factory=dict)  # of those that aren't in `COMMON`
+    title: str  # one line: the heading in Markdown and HTML, the caption in LaTeX
+    headings: Mapping[str, str] = field(default_factory=dict)  # of columns that aren't in `COMMON`
     formats: Mapping[str, str | Callable[[float], str]] = field(default_factory=dict)  # as for `str.format`
-    wide: Mapping[str, float] = field(default_factory=dict)  # share of a line in LaTeX, of running text
+    wide: Mapping[str, float] = field(default_factory=dict)  # of columns of text: share of a line in LaTeX
 
     def heading(self, column: str) -> str:
         return {**COMMON, **self.headings}.get(column, column.replace("_", " ").capitalize())
@@ -63,7 +63,7 @@ def mean_and_std(mean: float, std: float, latex: bool = False) -> str:
 
 
 def std_of(frame: pd.DataFrame, column: str) -> pd.Series | None:
-    """The standard deviations beside a column of means (the paper's is one where ours is); None if it isn't one."""
+    """The standard deviations of a column of means (NaN for the paper's where only ours are); None if it isn't one."""
     std = f"{column.removesuffix('_mean')}_std"
     if std in frame:
         return frame[std]
@@ -73,7 +73,7 @@ def std_of(frame: pd.DataFrame, column: str) -> pd.Series | None:
 def human_table(
     frame: pd.DataFrame, layout: Layout, names: Mapping[str, str], latex: bool = False
 ) -> pd.DataFrame:
-    """`frame` as strings to read: mean ± std in one cell, the paper's beside it, types by their `names`."""
+    """`frame` as text: mean ± std in one cell, the paper's value beside it, types by their `names`."""
     cells = {
         _text(heading, latex): _cells(frame, column, layout, names, latex)
         for heading, column in _shown(frame, layout)
@@ -89,8 +89,8 @@ def write_table(
     names: Mapping[str, str] | None = None,
     endings: Sequence[str] = ("csv", "md"),
 ) -> None:
-    """Write `frame` to files `stem`.csv, .md, .tex (booktabs) and .html, each whole or not at all, else a UserError.
-    `notes` stand below the table; `names` are display names of ids in `model`, `model_1` and `model_2`."""
+    """Write `frame` to files `stem`.csv, .md, .tex (booktabs) and .html, each whole or not at all; UserError if one
+    can't be. `notes` are below the table; `names` are display names of ids in `model`, `model_1` and `model_2`."""
     names = names or {}
     writers = {
         "csv": lambda: csv(frame),
@@ -103,18 +103,18 @@ def write_table(
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """As CSV, to ten digits: those after them may be others on another machine."""
+    """`frame` as CSV, to ten digits: later ones may differ between machines."""
     return frame.to_csv(index=False, lineterminator="\n", float_format="%.10g")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all. Raises UserError: the disk is full or the folder can't be written."""
+    """Write a text file whole or not at all; UserError if the disk is full or the folder can't be written."""
     with write_whole(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _shown(frame: pd.DataFrame, layout: Layout) -> Iterator[tuple[str, str]]:
-    """(heading, column) of each column to read: `…_std` goes into its mean's cell, `paper_…` beside ours."""
+    """Yield (heading, column) of each column shown: `…_std` is in its mean's cell, `paper_…` beside ours."""
     for column in frame.columns:
         if not column.startswith("paper_") and not column.endswith("_std"):
             heading = layout.heading(column.removesuffix("_mean"))
@@ -170,7 +170,7 @@ def _latex(
 
 
 def page(markdown: str) -> str:
-    """The Markdown of a table as a page of HTML, for the report: it needs no file beside it and no script."""
+    """The Markdown of a table as a page of HTML for the report, which needs no other files and no scripts."""
     lines = markdown.splitlines()
     head, sides, *rows = [
         [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -202,10 +202,10 @@ def _alignment(frame: pd.DataFrame, layout: Layout) -> list[str]:
 
 
 def at_end(names: Sequence[str], folder: Path, models: Mapping[str, str], columns: int = 120) -> str:
-    """The tables and figures named, as text; a table that is wider than `columns` by its path alone.
+    """The tables and figures in `names` as text; only the path of a table that is wider than `columns`.
 
-    "all" names Table 2 and the figure of all barriers, and where the others are. `folder` is of the scale's results,
-    `models` what tables call each type of net.
+    "all" stands for Table 2, the figure of all barriers, and the paths of the others. `folder` is that of the scale's
+    results, `models` the names of types in tables.
     """
     every = "all" in names
     parts = []
@@ -236,7 +236,7 @@ def _table(table: Table, folder: Path, models: Mapping[str, str], columns: int) 
 
 
 def in_words(table2: pd.DataFrame, models: Mapping[str, str]) -> str:
-    """The GCNN barriers of Table 2 in a sentence; empty if it lacks one of the types that are compared."""
+    """The GCNN barriers of Table 2 in a sentence; empty if one of the compared types is missing."""
     means = table2.set_index("model")["gcnn_barrier_mean"].dropna()
     if not {"cnn", "cnn_inv", "gcnn"} <= {*means.index}:
         return ""

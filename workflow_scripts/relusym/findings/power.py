@@ -1,4 +1,4 @@
-"""How likely a test is to settle a claim, were the nets normally distributed with given means and deviations."""
+"""The power of the tests to settle a claim, for normally distributed nets with known means and deviations."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from itertools import permutations
 
 from relusym.findings import np, stats
 
-# From the number of nets of a type and the level of the test to the probability that it finds the effect.
+# From the number of nets of a type and the level of the test to the probability that it detects the effect.
 Power = Callable[[int, float], float]
 Spread = tuple[float, float]  # mean and standard deviation over the nets of a type
 
-SETTLES = 0.8  # the usual power that studies are planned for
-MOST = 1000  # nets of a type: more are out of reach
+SETTLES = 0.8  # the power that studies are usually planned for
+MOST = 1000  # nets of a type; more are out of reach
 DRAWS = 2000  # of simulated nets, where there is no formula
 
 
 def t_power(effect: float, error: float, degrees: float, level: float) -> float:
-    """Of a two-sided t-test at `level`, to find an effect with this standard error, and with the right sign."""
+    """The power of a two-sided t-test at `level` to detect an effect with this standard error, with the right sign."""
     if not degrees or not math.isfinite(error):
         return 0.0
     shift = abs(effect) / error if error else math.inf
-    if shift > 50:  # beyond what the noncentral distribution is computed for, and certain
+    if shift > 50:  # certain, and out of range for computing the noncentral distribution
         return 1.0
     return float(stats.nct.sf(stats.t.isf(level / 2, degrees), degrees, shift))
 
 
 def welch(high: Spread, low: Spread, margin: float = 0.0) -> Power:
-    """Of Welch's test that one type's mean is above another's, or less than `margin` below it."""
+    """The power of Welch's test that one type's mean is above another's, or less than `margin` below it."""
 
     def power(n: int, level: float) -> float:
         if n < 2:
@@ -44,12 +44,12 @@ def welch(high: Spread, low: Spread, margin: float = 0.0) -> Power:
 
 
 def one_sample(effect: float, std: float) -> Power:
-    """Of a t-test on one value a net."""
+    """The power of a t-test on one value per net."""
     return lambda n, level: t_power(effect, std / math.sqrt(n), n - 1, level)
 
 
 def cycle_of_pairs(effect: float, std: float) -> Power:
-    """Of `evidence.flipped_against_other`, each net merged with the next; `std` is that of the pairs' differences."""
+    """The power of `evidence.flipped_against_other`, each net merged with the next; `std`: that of pair differences."""
 
     def power(n: int, level: float) -> float:
         if n < 3:
@@ -62,12 +62,12 @@ def cycle_of_pairs(effect: float, std: float) -> Power:
 
 
 def all_of(powers: list[Power]) -> Power:
-    """That all of several tests find their effects: at least so much, however they depend on each other."""
+    """A lower bound on the power of several tests to detect all their effects, however they depend on each other."""
     return lambda n, level: max(0.0, 1 - sum(1 - power(n, level) for power in powers))
 
 
 def rank_correlation(first: Mapping[str, Spread], second: Mapping[str, Spread]) -> Power:
-    """Of `evidence.rank_correlation_of_types`, by simulation (seeded)."""
+    """The power of `evidence.rank_correlation_of_types`, by simulation (seeded)."""
     spreads = [np.array([types[model] for model in first]) for types in (first, second)]
 
     def power(n: int, level: float) -> float:
@@ -81,7 +81,7 @@ def rank_correlation(first: Mapping[str, Spread], second: Mapping[str, Spread]) 
         )
         centre, null = (len(first) - 1) / 2, _null(len(first))
         products = ((first_ranks - centre) * (second_ranks - centre)).sum(1)
-        # two-sided: as many of all permutations are at least as far from zero
+        # two-sided: the share of all permutations that are at least as far from zero
         p = 2 * (1 - np.searchsorted(null, products - 0.25) / len(null))
         return float((p < level).mean())
 
@@ -90,13 +90,13 @@ def rank_correlation(first: Mapping[str, Spread], second: Mapping[str, Spread]) 
 
 @cache
 def _null(types: int) -> np.ndarray:
-    """Σ of the products of centred ranks for all permutations, sorted."""
+    """The sum of the products of centred ranks for every permutation, sorted."""
     centred = np.arange(types) - (types - 1) / 2
     return np.sort(np.array(list(permutations(centred))) @ centred)
 
 
 def nets_needed(power: Power, level: float) -> float:
-    """The least number of nets of a type that gives the power `SETTLES`; infinite if `MOST` don't."""
+    """The least number of nets of a type that gives the power `SETTLES`; infinite if `MOST` are too few."""
     numbers = range(2, MOST + 1)
     place = bisect_left(numbers, SETTLES, key=lambda n: power(n, level))
     return float(numbers[place]) if place < len(numbers) else math.inf

@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 COLUMN_WIDTH = 5.5  # inches: the paper's
 DOTS_PER_INCH = 200
-STYLE = {  # small letters, and no frame
+STYLE = {  # small fonts, and no frame
     **dict.fromkeys(("axes.titlesize", "axes.labelsize", "figure.labelsize"), 8),
     **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7),
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
 }
 
-# Okabe and Ito's palette with a marker each, so that a print in grey tells lines apart as well
+# Okabe and Ito's palette with a marker each, so that lines differ in greyscale too
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#000000")
 LINES = tuple(zip(COLOURS, "os^vDPX", strict=True))
 
 
 def lines(step: int = 1) -> Iterator[tuple[str, str]]:
-    """A colour and a marker for each of any number of types: after the last, the first again."""
+    """A colour and a marker for each of any number of types; they repeat after the last."""
     return cycle(LINES[::step])
 
 
 def style() -> AbstractContextManager:
-    """Within, figures are drawn and written in `STYLE`."""
+    """A context in which figures are drawn and written in `STYLE`."""
     from matplotlib import rc_context
 
     return rc_context(STYLE)
@@ -44,7 +44,7 @@ def style() -> AbstractContextManager:
 def panels_of(
     height: float, rows: int = 1, columns: int = 1, width: float = COLUMN_WIDTH, **how: Any
 ) -> tuple[Drawing, np.ndarray]:
-    """A drawing of this size in inches, and its panels: an array of axes (rows, columns); none if there are no rows."""
+    """A drawing of this size in inches, and its panels: an array of axes (rows, columns), empty without rows."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(width, height), layout="constrained")
@@ -52,18 +52,18 @@ def panels_of(
 
 
 def write_figure(drawing: Drawing, paths: Iterable[str | Path]) -> None:
-    """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure, on any day."""
+    """Write a figure as PNG or PDF, by the suffix of each path; the same figure gives the same bytes on any day."""
     for path in map(Path, paths):
         fields = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)
         image, ending = BytesIO(), path.suffix.removeprefix(".")
-        # no dates, no versions; not to a file, where the error on a full disk is no OSError
+        # no dates, no versions; not to a file, since the error on a full disk isn't an OSError
         drawing.savefig(image, dpi=DOTS_PER_INCH, metadata=dict.fromkeys(fields), format=ending)
         with write_whole(path) as part:
             part.write_bytes(image.getvalue())
 
 
 def empty_drawing(text: str) -> Drawing:
-    """A figure that says why there is nothing to see."""
+    """A figure with only a text: why there is nothing to see."""
     drawing, _ = panels_of(1, rows=0)
     drawing.text(0.5, 0.5, text, ha="center", va="center", fontsize=8)
     return drawing
@@ -75,12 +75,12 @@ def layer_ticks(layers: int) -> range:
 
 
 def label_rows(panel: Axes, labels: Sequence[str]) -> None:
-    """Name the rows of a panel, at 0, 1, … from above, and draw the line at which what they show is zero."""
+    """Label the rows of a panel, at 0, 1, … from the top, and draw a vertical line at zero."""
     panel.set_yticks(range(len(labels)), labels)
     panel.set_ylim(max(len(labels), 1) - 0.5, -0.5)
     panel.axvline(0, color="0.75", linewidth=0.8, zorder=0)
 
 
 def legend_above(drawing: Drawing, panel: Axes, columns: int, **how: Any) -> None:
-    """The key of one panel, above all of them."""
+    """Draw one panel's legend above all panels."""
     drawing.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=columns, **how)

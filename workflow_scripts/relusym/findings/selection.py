@@ -1,4 +1,4 @@
-"""Which tables and figures a scale has, what each shows of the config, and of which records it is made."""
+"""Which tables and figures a scale has, the part of the config that each shows, and the records it is made from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from relusym.config.models import Model, Values
 
 UNSCALED = "images as they are"
-USUAL = UNSCALED, "horizontal flip", "supervised"  # goes without saying, if it is so of all nets
-# of two, in all, that meet an even width if the image's is a power of two
+USUAL = UNSCALED, "horizontal flip", "supervised"  # left out if all nets have it
+# strides of 2 that meet an even width if the image's is a power of two
 STRIDES = {"resnet": 5, "cifar_resnet": 2}
 
 
@@ -28,9 +28,9 @@ def select(settings: Settings, name: str) -> Selection:
 
 
 def keys(results: Results, name: str) -> dict[str, list[str]]:
-    """By kind, the jobs whose records ("filters": arrays beside flip merges) it shows: all done, and this run's.
+    """The jobs, by kind, whose records ("filters": arrays beside flip merges) it shows: all done, and this run's.
 
-    Beside measurements beyond the paper, the trainings of their nets, to hold their accuracies against.
+    Measurements beyond the paper come with the trainings of their nets, whose accuracies are compared.
     """
     finding, selection = declared()[name], select(results.settings, name)
 
@@ -45,7 +45,7 @@ def keys(results: Results, name: str) -> dict[str, list[str]]:
 
     shown = {kind: of_kind(kind) for kind in finding.reads}
     if "train" not in shown and not MEASUREMENTS.keys().isdisjoint(shown):
-        trained: dict[str, bool] = {}  # whether it is made before all that waits for it is
+        trained: dict[str, bool] = {}  # whether a job that needs it is still to be made
         for key in chain(*shown.values()):
             for net in results.jobs[key].nets:
                 training = results.key("train", net)
@@ -60,7 +60,7 @@ def keys(results: Results, name: str) -> dict[str, list[str]]:
 
 
 def of_types(results: Results, kind: str, selection: Selection) -> list[str]:
-    """Of the types that are selected; of all in the paper's tables if none is."""
+    """Jobs on the selected types; on all those in the paper's tables if none is selected."""
     return results.shown(kind, types_in(selection) or reproduced(results.settings))
 
 
@@ -69,7 +69,7 @@ def of_all_types(results: Results, kind: str, selection: Selection) -> list[str]
 
 
 def of_every_matching(results: Results, kind: str, selection: Selection) -> list[str]:
-    """Of the nets that the target `matchings` is about, merged by each matching."""
+    """Jobs on the nets of the target `matchings`, merged by each matching."""
     settings = results.settings
     models = beyond_selection(settings, "matchings")["models"]
     matchings = (None,) if kind == "train" else (None, *settings.matchings)
@@ -77,8 +77,8 @@ def of_every_matching(results: Results, kind: str, selection: Selection) -> list
     return [key for key in keys if settings.is_in_matchings(results.jobs[key].nets)]
 
 
-# parts of declarations: of all that is made for the paper's tables, earlier stages of trainings included; of all
-# measured beyond it
+# parts of declarations: for every job of the paper's tables, including earlier stages of trainings; for every
+# measurement beyond the paper
 OF_EVERY_JOB = {"keys": lambda results, kind, _: results.shown(kind), "section": "Costs and provenance"}
 OF_ALL_MEASURED = {"keys": of_every_matching, "section": BEYOND, "exists": lambda settings: settings.measured}
 
@@ -91,13 +91,13 @@ def reproduced(settings: Settings) -> list[str]:
 
 
 def types_in(selection: Selection) -> list[str]:
-    """All types that a selection names, in pairs as well."""
+    """All types that a selection names, including those in pairs."""
     models = [selection["model"]] if "model" in selection else selection.get("models", [])
     return list(dict.fromkeys(chain(models, *selection.get("pairs", []))))
 
 
 def types_merged(selection: Selection) -> list[tuple[str, str]]:
-    """Which type is merged with which; empty: with its flipped self."""
+    """The pairs of types that are merged; an empty second one stands for the flipped self."""
     return [*((model, "") for model in selection["models"]), *map(tuple, selection["pairs"])]
 
 
@@ -114,8 +114,8 @@ def vgg11s(settings: Settings) -> Selection:
 
 
 def beyond(name: str, order: int, *, merged: bool = True) -> Mapping[str, Any]:
-    """What the declarations of a measurement beyond the paper have in common, by its section of the config; `merged`:
-    whether it merges."""
+    """What the declarations of a measurement beyond the paper have in common; `name`: its section of the config;
+    `merged`: whether it merges nets."""
 
     def select(settings: Settings) -> Selection:
         selection = beyond_selection(settings, name)
@@ -139,7 +139,7 @@ def beyond_selection(settings: Settings, name: str) -> dict[str, Any]:
 
 
 def measured_types(settings: Settings) -> list[str]:
-    """All types of which something is measured beyond the paper."""
+    """All types that are measured beyond the paper."""
     sections = (beyond_selection(settings, name) for name in ("matchings", *settings.measured))
     return list(dict.fromkeys(chain(*map(types_in, sections))))
 
@@ -150,7 +150,7 @@ def measured_types(settings: Settings) -> list[str]:
 def net_notes(
     settings: Settings, models: Iterable[str], section: Values | None = None, *, merged: bool = True
 ) -> list[str]:
-    """What a reader has to know of a table's nets, and what differs; `section`: of the measurement that it shows."""
+    """Notes on a table's nets and their differences; `section`: that of the measurement that the table shows."""
     section, nets = section or {}, [settings.models[model] for model in models]
     if not nets:
         return []
@@ -183,7 +183,7 @@ def _net(net: Model, section: Values) -> list[str]:
 
 
 def _ranges(seeds: list[int]) -> str:
-    """Seeds as a reader lists them: 0, 9-11."""
+    """Seeds as text, with ranges: 0, 9-11."""
     runs = [[seed for _, seed in run] for _, run in groupby(enumerate(seeds), key=lambda at: at[1] - at[0])]
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
@@ -213,7 +213,7 @@ def _count(images: int | None) -> str:
 
 
 def _lines(nets: list[Model], describe: Callable[[Model], list[str]], comma: str, what: str) -> list[str]:
-    """A line on the first net, then one on each other kind of nets: their names, and the parts that differ."""
+    """A line on the first net, then one for each group of nets that differ from it: their names and those parts."""
     descriptions = [describe(net) for net in nets]
     first, of_all = descriptions[0], map(set, zip(*descriptions, strict=True))
     common = [part for part, kinds in zip(first, of_all, strict=True) if kinds - {*USUAL} or len(kinds) > 1]

@@ -1,1 +1,1 @@
-"""What jobs leave: small JSON files; what they hold, where they lie, and which of them are current."""
+"""Records, the small JSON files that jobs write: their fields, their paths, and which of them are current."""

@@ -1,4 +1,4 @@
-"""What a record holds, by its kind: what jobs write and all others read is checked against this."""
+"""The fields of each kind of record. Records are checked against them when they are written and read."""
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
@@ -42,14 +42,14 @@ class Inputs(Fields):
     files: dict[str, Hash] = {}
 
     def check(self, status: str | None, *others: str) -> None:
-        """Refuse that what was measured is of no images, or has none of `others`."""
+        """Refuse inputs of a record with status ok that lack the images, or one of `others`."""
         for name in ("data", "source", *others) if status == "ok" else ():
             if not getattr(self, name):
                 raise contradiction(f"allowed are inputs with '{name}'")
 
 
 class Made(Fields):
-    """What every record has."""
+    """The fields of every record."""
 
     settings: dict[str, Any]
     cost: Cost
@@ -107,7 +107,7 @@ class Measured(Made):
             raise contradiction("allowed is the checkpoint of every net")
         count = len(inputs.checkpoints)
         if (count and count != (cls.nets or count)) or len({*hashes}) < len(hashes):
-            raise contradiction(f"allowed is one checkpoint a net, {cls.nets or count}, each another")
+            raise contradiction(f"allowed is one checkpoint per net, {cls.nets or count}, all different")
         return inputs
 
 
@@ -136,12 +136,12 @@ class TwoNets(Measured):
     @classmethod
     def _differs_from_first(cls, seed: int, info: ValidationInfo) -> int:
         if (info.data.get("model_1"), info.data.get("seed_1")) == (info.data.get("model_2"), seed):
-            raise contradiction("allowed are two nets")
+            raise contradiction("allowed are two different nets")
         return seed
 
 
 class SeveralNets(Measured):
-    """Of one type, by their seeds."""
+    """Several nets of one type, by seed."""
 
     nets: ClassVar = None
     model: Text
@@ -152,7 +152,7 @@ class SeveralNets(Measured):
     def _are_of_the_checkpoints(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
         checkpoints = info.data["inputs"].checkpoints if "inputs" in info.data else []
         if len({*seeds}) < len(seeds) or (checkpoints and len(checkpoints) != len(seeds)):
-            raise contradiction("allowed is one seed a checkpoint, each another")
+            raise contradiction("allowed is one seed per checkpoint, all different")
         return seeds
 
 
@@ -189,7 +189,7 @@ class Merge(Fields):
             elif abs(value - (mean - accuracy[name])) > ROUNDING:
                 raise contradiction(f"by the accuracies, it is {mean - accuracy[name]:.6g} for {name!r}")
         if lacking := [name for name in accuracy if name not in (*barriers, *cls.ends)]:
-            raise contradiction(f"of the accuracies, {lacking[0]!r} has none")
+            raise contradiction(f"the accuracy {lacking[0]!r} has none")
         return barriers
 
 
@@ -249,7 +249,7 @@ class FlippedTraining(Made):
         if runs := info.data.get("runs"):
             for name, run in (("float64", runs.float64), ("float32", runs.float32)):
                 if abs(largest.get(name, -1) - max(run.flipped_batches, default=0)) > ROUNDING:
-                    raise contradiction(f"of 'runs.{name}.flipped_batches' another is the largest")
+                    raise contradiction(f"another of 'runs.{name}.flipped_batches' is the largest")
         return largest
 
     @field_validator("paths")
@@ -276,7 +276,7 @@ class Theory(Made):
     measured: Annotated[dict[str, float], Field(min_length=1)]
 
 
-# Of each kind, what all its records have, and what those have that weren't left out.
+# For each kind, the fields of all its records, and further ones of those that weren't left out.
 KINDS: dict[str, tuple[type[Made], type[Fields] | None]] = {
     "train": (Train, None),
     "flip_merge": (FlipHeader, FlipMerge),
@@ -288,7 +288,7 @@ KINDS: dict[str, tuple[type[Made], type[Fields] | None]] = {
 
 
 def fields_of(record: dict[str, Any]) -> list[type[Fields]]:
-    """What a record, whose `kind` is one of `KINDS`, has to have."""
+    """The models that a record, whose `kind` is one of `KINDS`, has to match."""
     header, body = KINDS[record["kind"]]
     measurement = MEASUREMENTS.get(record["kind"])
     if measurement and "pairs" in measurement.options.model_fields and "model_1" in record:
@@ -321,7 +321,7 @@ NETS = (("model", "seed"), ("model_1", "seed_1"), ("model_2", "seed_2"))
 
 
 def nets_of(record: dict[str, Any]) -> list[tuple[str, int]]:
-    """The nets that a record is of: one, two of a pair merge, several of a type, or none."""
+    """The nets of a record: one, two of a pair merge, several of a type, or none."""
     named = fields_of(record)[0].model_fields
     if "seeds" in named:
         return [(record["model"], seed) for seed in record["seeds"]]
@@ -329,6 +329,6 @@ def nets_of(record: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def images_of(record: dict[str, Any]) -> str | None:
-    """What tables call the images that a record was made from, by their content and their label; None without any."""
+    """The name in tables of the images that a record was made from, by content and label; None if there are none."""
     inputs = record.get("inputs", {})
     return cifar10.name_of(inputs["source"], inputs.get("data")) if inputs.get("source") else None

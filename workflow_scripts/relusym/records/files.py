@@ -1,4 +1,4 @@
-"""Records: one small JSON a job, written whole or not at all; their settings stand once in their folder."""
+"""Records: one small JSON file per job, written whole or not at all; settings are stored once per folder."""
 
 import errno
 import json
@@ -15,18 +15,18 @@ from relusym.records.fingerprint import non_default
 from relusym.whole_files import open_file, write_whole
 
 Record = dict[str, Any]
-NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")  # a raw line break is in no string
-KEY = re.compile(rb'"\s*:')  # as many as there are keys, or more: text may hold it
+NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")  # no JSON string contains a raw line break
+KEY = re.compile(rb'"\s*:')  # matches every key, and maybe parts of texts
 LARGEST = 1 << 28  # bytes, a hundred times the permutations of a large net
-SETTINGS = "settings.json"  # in each folder of records, those that all of them were made with
+SETTINGS = "settings.json"  # in each folder of records, the settings that they share
 DELETE = "delete it, and it is made again"
 RESTORE = "give its folder the file back, or delete the folder"
 
 
 def load_record_or_none(path: str | Path) -> Record | None:
-    """A record with its settings, every field of it checked; None if there is none.
+    """Load a record with its settings and check every field; None if there is none.
 
-    UserError if it can't be read, isn't JSON, has a key twice, lacks a field, or has one that can't be right (named).
+    UserError if it can't be read, isn't JSON, repeats a key, lacks a field, or has an invalid one (named).
     """
     from relusym.records.fields import problem  # here, since merging in a library needs no records
 
@@ -48,7 +48,7 @@ def load_record_or_none(path: str | Path) -> Record | None:
 
 
 def load_record(path: str | Path) -> Record:
-    """As `load_record_or_none`. Raises UserError: as there, or it is missing."""
+    """Like `load_record_or_none`, but a missing record is a UserError too."""
     record = load_record_or_none(path)
     if record is None:
         raise UserError(f"record {path} is missing: let snakemake make it")
@@ -56,10 +56,10 @@ def load_record(path: str | Path) -> Record:
 
 
 def write_record(path: str | Path, record: Record) -> None:
-    """Write `record` as JSON, its `settings` into the file of that name in its folder, if it isn't there.
+    """Write `record` as JSON, and its `settings` to `SETTINGS` in its folder, unless that file exists.
 
-    ValueError if a field is missing or can't be right (`fields`), is not-a-number or infinite; UserError if the disk
-    is full, the folder can't be written, or it is of records with other settings.
+    ValueError if a field is missing or invalid (`fields`), NaN or infinite; UserError if the disk is full, or if
+    the folder can't be written or has records with other settings.
     """
     from relusym.records.fields import problem
 
@@ -67,7 +67,7 @@ def write_record(path: str | Path, record: Record) -> None:
         raise ValueError(f"record {path} {wrong}")
     body = {key: value for key, value in record.items() if key != "settings"}
     text = json.dumps(body, indent=1, allow_nan=False)
-    # a permutation is one line
+    # each permutation on one line
     text = NUMBERS.sub(lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
     settings = Path(path).with_name(SETTINGS)
     if not settings.exists():
@@ -80,9 +80,9 @@ def write_record(path: str | Path, record: Record) -> None:
 
 
 def write_trained(path: str | Path, record: Record) -> None:
-    """Write the record of a net, as `write_record`; one that has come out the same keeps its record, to the byte.
+    """Write the record of a net like `write_record`, but keep an existing record, to the byte, of the same outcome.
 
-    A broken one is written anew. Records of earlier tries at the same net, which couldn't be had, go.
+    A broken record is overwritten. Records of earlier attempts whose weights weren't available are deleted.
     """
     path = Path(path)
     if _outcome(_unbroken(path)) != _outcome(record):
@@ -101,7 +101,7 @@ def _unbroken(path: Path) -> Record:
 
 
 def _outcome(record: Record) -> Record:
-    """A net's record without how long its training took, and on what."""
+    """A net's record without the fields on how long its training took, and on which machine."""
     without = "cost", "code", "data_wait_share", "settings"
     history = [(epoch["loss"], epoch["accuracy"]) for epoch in record.get("history", [])]
     return {key: value for key, value in record.items() if key not in without} | {"history": history}
@@ -111,7 +111,7 @@ def _outcome(record: Record) -> Record:
 def _settings(path: Path, time: int) -> Any:
     settings = _load(path, RESTORE)
     if not isinstance(settings, dict):
-        raise UserError(f"{path} can't be right ({settings!r:.60} stands in it): {RESTORE}")
+        raise UserError(f"{path} can't be right (it holds {settings!r:.60}): {RESTORE}")
     return settings
 
 
@@ -121,7 +121,7 @@ def _load(path: str | Path, what_to_do: str = DELETE) -> Any:
             text = file.read(LARGEST + 1)
         if len(text) > LARGEST:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        # a fourth of the time of json.loads, but of a key that stands twice, it keeps the last
+        # four times as fast as json.loads, but of a repeated key it keeps only the last
         value = from_json(text)
         return value if _keys(value) == len(KEY.findall(text)) else json.loads(text, object_pairs_hook=_once)
     except FileNotFoundError:
@@ -146,10 +146,10 @@ def _once(pairs: list[tuple[str, Any]]) -> Record:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         key = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"the key {key!r} stands twice in one object")
+        raise ValueError(f"the key {key!r} occurs twice in one object")
     return fields
 
 
 def snapshot_path(checkpoint: Path, epoch: int) -> Path:
-    """Where the net of a checkpoint is kept as it was after so many epochs."""
+    """The path of the snapshot of a checkpoint's net after `epoch` epochs."""
     return checkpoint.parent / f"during_training/{checkpoint.stem}-{epoch}{checkpoint.suffix}"

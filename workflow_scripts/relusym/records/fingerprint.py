@@ -1,9 +1,9 @@
-"""What a result depends on, as a few letters of its path: another setting is another path, and nothing is compared.
+"""What a result depends on, as a few letters of its path: other settings give another path, so none are compared.
 
-The fingerprint is of the settings without the keys that have the value in `DEFAULTS`, so that a new key at its default
-changes no path. `DEFAULTS` has what a key means that a record lacks. It is frozen, and knows nothing of the
-defaults in the config: if one of those changes, records of the old value keep their paths, and the new value is part of
-the fingerprint. A new key is entered here with the value that stands for what was done before there was the key.
+Keys with the value in `DEFAULTS` are left out of the fingerprint, so that a new key at its default changes no path.
+`DEFAULTS` has the values of keys that a record lacks. It is frozen, and independent of the config's defaults: if one of
+those changes, records with the old value keep their paths, and the new value becomes part of the fingerprint. A new key
+is entered here with the value that describes what was done before the key existed.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def non_default(settings: Any, defaults: Any = DEFAULTS) -> Any:
-    """Settings without the keys at their defaults; a number that is whole is an int, however it was written."""
+    """Settings without the keys at their defaults; a whole number is an int, however it was written."""
     if isinstance(settings, dict):
         below = defaults if isinstance(defaults, dict) else {}
         kept = {}
@@ -62,7 +62,7 @@ def non_default(settings: Any, defaults: Any = DEFAULTS) -> Any:
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
-    """Of the settings of a job, those of the nets that it reads included."""
+    """The fingerprint of a job's settings, including those of the nets that it reads."""
     text = json.dumps(non_default(settings), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
@@ -75,8 +75,8 @@ def differences(
     defaults: Any = DEFAULTS,
     path: str = "",
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Where two settings differ, such as "training.epochs", and both values; an absent key is its default (None, if
-    there is none). Keys in `without` may differ."""
+    """Yield each key in which two settings differ, such as "training.epochs", and both values. An absent key has its
+    default (None if there is none); keys in `without` are ignored."""
     if not (isinstance(settings, dict) and isinstance(others, dict)):
         if settings != others:
             yield path, settings, others

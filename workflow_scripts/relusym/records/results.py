@@ -1,9 +1,9 @@
-"""The records of a scale: where each lies, which are there, and what those that aren't are made from.
+"""The records of a scale: the path of each, which exist, and what the missing ones are made from.
 
-A record lies in `records/<kind>/<types>-<fingerprint>/<seeds>.json`, by the fingerprint of the settings that it
-depends on, those of its nets included (`fingerprint`). It is there if that file is, and is of the nets that are there:
-a merge of another checkpoint than its net's record names isn't, nor is a net of another file of weights, nor one that
-couldn't be had. Such a file keeps its name, and the record that is to be made gets a number: `<seeds>.1.json`.
+The path of a record is `records/<kind>/<types>-<fingerprint>/<seeds>.json`, with the fingerprint of the settings that
+it depends on, including those of its nets (`fingerprint`). A record exists if the file does and isn't outdated. A merge
+is outdated if it was made from another checkpoint than the net's record names; a net, if it is from another file of
+weights, or its weights weren't available. An outdated file keeps its name; the new record is `<seeds>.1.json`.
 """
 
 import os
@@ -27,8 +27,8 @@ from relusym.whole_files import distinct_names, sha256
 
 Record = dict[str, Any]
 
-SUBMITTED = "train", "flip_merge", "pair_merge"  # the paper's jobs that a cluster gets
-# seeds, and the number of those that aren't the first
+SUBMITTED = "train", "flip_merge", "pair_merge"  # the paper's jobs that are submitted to a cluster
+# the seeds, and the number of every record but the first
 RECORD = re.compile(r"(\d+(?:--\d+)*)(?:\.([1-9][0-9]{0,8}))?\.json")
 
 
@@ -41,8 +41,8 @@ class Job:
     """One record to be made.
 
     Attributes:
-        kind, settings: of the record, and that it has to be made with.
-        nets: whose checkpoints it is made from; of a training, the net itself.
+        kind, settings: the record's kind, and the settings that it has to be made with.
+        nets: those whose checkpoints it is made from; for a training, the net itself.
         matching: of a merge; None for the config's.
         prepared: the file of prepared images that it reads, if any.
     """
@@ -60,24 +60,24 @@ class Job:
 
     @property
     def is_beyond(self) -> bool:
-        """Whether it is made for a target beyond the paper alone."""
+        """Whether it is made only for a target beyond the paper."""
         return self.matching is not None or self.kind in MEASUREMENTS
 
 
 class Results:
-    """What is there of a scale, against what its config asks for. A job goes by its key, `<kind>/<folder>/<seeds>`.
+    """The existing results of a scale, and those that its config asks for. A job's key is `<kind>/<folder>/<seeds>`.
 
     UserError if a folder of records can't be listed (named).
 
     Args:
-        settings: of this run, which may be about a piece of the scale's seeds.
-        root, data: the folders of all scales, and of prepared images.
-        retry: whether a net that couldn't be had is to be tried again.
+        settings: those of this run, which may be on only some of the scale's seeds.
+        root, data: the folders of all scales' results, and of prepared images.
+        retry: whether to try again for nets whose weights weren't available.
 
     Attributes:
-        prefix: of every path, where they are read; the paths that methods return are without.
-        broken: by record that can't be read or whose text is wrong, the line that names what is wrong with it and what
-            to do. It counts as there: no job is planned for it, and only what reads it stops.
+        prefix: put before every path that is read; the paths that methods return don't have it.
+        broken: by record that can't be read or is invalid, a line on what is wrong with it and what to do. A broken
+            record counts as existing: no job is planned for it, and only jobs that read it stop.
     """
 
     def __init__(self, settings: Settings, root: str = "results", data: str = "data", retry: bool = True):
@@ -91,7 +91,7 @@ class Results:
         self._fingerprints: dict[str, str] = {}
         self._images: dict[str, tuple[str, str] | None] = {}
 
-    # ---- where things lie
+    # ---- paths
 
     def record(self, key: str) -> str:
         return f"{self.folder}/records/{self.name(key)}.json"
@@ -107,7 +107,7 @@ class Results:
         return f"{self.folder}/{room}/{name.partition('/')[2]}.safetensors"
 
     def _trained(self, net: Net, snapshots: Iterable[int]) -> str:
-        """The name of a training; of another, to be done, if nets of earlier epochs are missing beside its own."""
+        """The name of a net's training; of a new one if `snapshots` are missing beside the existing checkpoint."""
         name = self.name(key := self.key("train", net))
         path = self._arrays("checkpoints", name)
         kept = (str(snapshot_path(Path(path), epoch)) for epoch in snapshots)
@@ -126,12 +126,12 @@ class Results:
         return [self.data, *(f"{self.folder}/{room}" for room in rooms)]
 
     def key(self, kind: str, *nets: Net, matching: str | None = None) -> str:
-        """Of the job on these nets."""
+        """The key of the job on these nets."""
         types = tuple(type_ for type_, _ in nets)
         return f"{kind}/{self.made_with(kind, types, matching)[1]}/{'--'.join(str(seed) for _, seed in nets)}"
 
     def key_of(self, path: str) -> str | None:
-        """Of the job whose record, filters or checkpoint has this path; None if it is of none of the scale's jobs."""
+        """The key of the job whose record, filters or checkpoint has this path; None if no job of the scale does."""
         room, _, name = path.removeprefix(f"{self.folder}/").partition("/")
         kind = {"filters": "flip_merge/", "checkpoints": "train/"}.get(room, "")
         key = re.sub(r"(\.\d+)?\.(json|safetensors)$", "", kind + name)
@@ -139,7 +139,7 @@ class Results:
 
     @cached_property
     def made_with(self) -> Any:
-        """The settings of a kind of job on nets of these types, and the folder's name with their fingerprint."""
+        """A function from a job's kind and types of nets to its settings and the folder name with their fingerprint."""
 
         def made_with(kind: str, types: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
             if kind in ("theory", "train"):
@@ -154,7 +154,7 @@ class Results:
 
         return cache(made_with)
 
-    # ---- what a run is about
+    # ---- jobs
 
     @cached_property
     def jobs(self) -> dict[str, Job]:
@@ -163,7 +163,7 @@ class Results:
 
     @cached_property
     def chosen(self) -> set[str]:
-        """The jobs that this run is about; those of models that aren't at hand are left out."""
+        """The keys of this run's jobs, without those of models that aren't available."""
         absent = self.settings.absent
         jobs = (self.jobs if self.settings.run.seeds is None else self._jobs(self.settings)).items()
         return {key for key, job in jobs if not {net[0].partition(".")[0] for net in job.nets} & {*absent}}
@@ -225,13 +225,13 @@ class Results:
         return inputs
 
     def outputs(self, key: str) -> list[str]:
-        """What has to be there of a job: its record, and the filters beside that of a flip merge."""
+        """The files that a job makes: its record, and the filters beside that of a flip merge."""
         return [self.record(key), *([self.filters(key)] if key.startswith("flip_merge/") else [])]
 
-    # ---- what is there
+    # ---- existing records
 
     def is_there(self, key: str) -> bool:
-        """Whether a job needn't run: its record is there (or `broken`), and the filters beside it."""
+        """Whether a job needn't run: its record exists (or is `broken`), and the filters beside it."""
         if key not in self._there:
             record, file = self.load(key), f"{self.name(key)}.json"
             self._there[key] = file in self.broken or (
@@ -244,7 +244,7 @@ class Results:
         return self._load(key, f"{self.name(key)}.json")
 
     def name(self, key: str) -> str:
-        """The key, numbered if other records have its name: that of the last that isn't outdated, or the next."""
+        """The key, with a number if outdated records have its name: that of the last current record, or a free one."""
         if key not in self._names:
             current = (n for n in reversed(self._numbers(key)) if not self._is_outdated(key, n))
             number = next(current, None)
@@ -252,7 +252,7 @@ class Results:
         return self._names[key]
 
     def _numbers(self, key: str) -> list[int]:
-        """Of the records that are there by a job's name, in order."""
+        """The numbers of a job's existing records, in order."""
         folder, _, seeds = key.rpartition("/")
         if folder not in self._listed:
             numbers = self._listed[folder] = {}
@@ -274,10 +274,10 @@ class Results:
         return next(number for number in count() if number not in self._numbers(key))
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(self.prefix + path)  # noqa: PTH110, of tens of thousands, in half the time
+        return os.path.exists(self.prefix + path)  # noqa: PTH110, twice as fast, for tens of thousands
 
     def _load(self, key: str, file: str) -> Record | None:
-        """A record, which is of the nets and settings in its path."""
+        """A record, checked to be of the nets and settings in its path."""
         if file not in self._read:
             path, record = f"{self.folder}/records/{file}", None
             try:
@@ -310,7 +310,7 @@ class Results:
             )
 
     def _is_outdated(self, key: str, number: int) -> bool:
-        """Whether a record is of other files than those that are there, as far as they are there."""
+        """Whether a record was made from other files than the existing ones."""
         name = numbered(key, number)
         job, record = self.jobs[key], self._load(key, f"{name}.json")
         if record is None or "inputs" not in record:
@@ -331,12 +331,12 @@ class Results:
             if job.kind == "flip_merge":
                 filters = Path(self.prefix + self._arrays("filters", name))
                 return filters.is_file() and sha256(filters) != record["outputs"]["filters"]
-        except UserError as error:  # of a file that can't be read
+        except UserError as error:  # a file can't be read
             self.broken[f"{name}.json"] = str(error)
         return False
 
     def shown(self, kind: str, models: Iterable[str] | None = None, matching: str | None = None) -> list[str]:
-        """The jobs of a kind that tables show: those of this run, and those that other pieces have done.
+        """The jobs of a kind that tables show: those of this run, and those that other runs have done.
 
         Only those all of whose nets are of `models` (None: of the paper's types), merged by `matching` (None: the
         config's).
@@ -354,10 +354,10 @@ class Results:
             and (key in self.chosen or self.is_there(key))
         ]
 
-    # ---- which images
+    # ---- images
 
     def images_in_use(self, prepared: str) -> tuple[str, str] | None:
-        """The content digest of the images that records whose jobs read `prepared` were made from, and one of these."""
+        """The content digest of the images that records of jobs on `prepared` were made from, and one such record."""
         if prepared not in self._images:
             used = (
                 (digest, self.record(key))
@@ -371,7 +371,7 @@ class Results:
         return self._images[prepared]
 
     def other_images(self, prepared: str) -> str | None:
-        """One line on records that were made from other images than `prepared` holds, or, without it, is labelled."""
+        """A line on records made from other images than those in `prepared`, or, without that file, of its label."""
         used = self.images_in_use(prepared)
         if used is None:
             return None

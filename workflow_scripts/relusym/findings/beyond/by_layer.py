@@ -14,7 +14,7 @@ MEASURED = {
     "equivariance_error": "Equivariance error of the layer",
     "barrier_up_to": "Barrier if merged up to the layer",
 }
-LIE = {  # of records that have it
+LIE = {  # for records that have them
     "lie_translation": "Lie derivative, moved by a pixel",
     "lie_rotation": "Lie derivative, turned by a pixel",
 }
@@ -24,12 +24,12 @@ FIGURE = Figure(__name__, name="by_layer_figure", csvs=(".csv",), **beyond("by_l
 
 
 def measures(records: Sequence[Record]) -> dict[str, str]:
-    """What the records have, and its heading."""
+    """The measures that the records have, and their headings."""
     return MEASURED | {key: text for key, text in LIE.items() if any(record.get(key) for record in records)}
 
 
 def by_net(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a net, measure (of `measures`) and layer (numbered from 1, and its name): its value."""
+    """One row per net, measure (of `measures`) and layer (number from 1, and name): its value."""
     rows = [
         (record["model"], record["seed"], measure, number, name, value)
         for record in records
@@ -42,7 +42,7 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a type and layer (the last has no error), mean and standard deviation over nets, n, left_out."""
+    """One row per type and layer (the last has no error), mean and standard deviation over nets, n, left_out."""
     check_agreement(inputs)
     records, quantities = inputs["by_layer"], [*measures(inputs["by_layer"])]
     nets = by_net(records).pivot(index=["model", "seed", "layer"], columns="measure", values="value")
@@ -51,7 +51,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """A panel a measure, a line a type (mean over nets, bars of one standard deviation); and the numbers."""
+    """One panel per measure, one line per type (mean over nets, bars of one standard deviation); and the numbers."""
     check_agreement(inputs)
     nets = by_net(inputs["by_layer"])
     drawing, (panels,) = panels_of(2.7, 1, 2)

@@ -1,4 +1,4 @@
-"""What is expected beyond the paper (docs/beyond.md), each as a test on the records."""
+"""The claims beyond the paper (docs/beyond.md), each as a test on the records."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ LAYOUT = Layout("Beyond the paper: what was expected, tested", {"question": "Que
 
 
 def select(settings: Settings) -> Selection:
-    """Models: ids of the types that are measured; which of `LATER` are; notes."""
+    """`models`: ids of the types that are measured; `later`: those of `LATER` that are; notes."""
     models = measured_types(settings)
     later = [question for question in settings.measured if question in LATER]
     return {"models": models, "later": later, "notes": net_notes(settings, models)}
 
 
-SMALL = 0.01  # a barrier, or an accuracy, that is of no account
-FROM_IDENTITY = "weight_identity"  # the weight matching that the claims were written of
-THREE = 3  # nets a set, no net in two sets
+SMALL = 0.01  # a negligible barrier, or difference in accuracy
+FROM_IDENTITY = "weight_identity"  # the weight matching that the claims are about
+THREE = 3  # nets per set; no net is in two sets
 TYPES = "cnn", "cnn_inv", "cnn_late_inv"  # ordinary nets; GCNNs are exact already
 Claim = tuple[str, Evidence]
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a claim: question (the target), and as in `claims.claims`, corrected for all of these."""
+    """One row per claim: question (the target), then as in `claims.claims`, corrected for all of these."""
     tested = [
         {"question": question, "claim": claim, "source": "", **vars(evidence)}
         for question, claims in QUESTIONS.items()
@@ -62,7 +62,7 @@ def _on_matchings(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]
     flips = flips.reindex(columns=["activation", FROM_IDENTITY, "involution"])
 
     def less(first: str, second: str, model: str) -> np.ndarray:
-        """By how much the first matching's barrier is lower, a number a net."""
+        """The second matching's barrier minus the first's, one per net."""
         barriers = flips[flips.index.get_level_values("model_1") == model]
         return (barriers[second] - barriers[first]).dropna().to_numpy()
 
@@ -105,14 +105,14 @@ def _on_symmetries(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim
     nets = _ok(symmetries.by_net(inputs["symmetries"]))
 
     def barriers(model: str, symmetry: str) -> pd.Series:
-        """By seed."""
+        """Barriers by seed."""
         merged = nets[(nets["model"] == model) & (nets["symmetry"] == symmetry)]
         return merged.set_index("seed")["whole"].astype(float).dropna()
 
     shapes = {"horizontal_flip": "horizontal", "vertical_flip": "vertical", "quarter_turn": "turned"}
     words = {symmetry: symmetry.replace("_", " ") for symmetry in shapes}
     for symmetry, place in shapes.items():
-        # a distribution that turns leave as it is isn't left so by flips, and the other way round
+        # a distribution that is invariant to turns isn't invariant to flips, and vice versa
         others = [barriers(f"shapes_{other}_noaug", symmetry) for other in shapes.values() if other != place]
         by_images = {"invariant": barriers(f"shapes_{place}_noaug", symmetry), "others": pd.concat(others)}
         claim = f"the barrier under the {words[symmetry]} is lower where the images are invariant to it"
@@ -162,7 +162,7 @@ def _on_layers(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
     measured = by_layer.by_net(inputs["by_layer"])
 
     def of_type(model: str, measure: str) -> np.ndarray:
-        """A row a net, a column a layer."""
+        """The values of a type's nets, (nets, layers)."""
         values = measured[(measured["model"] == model) & (measured["measure"] == measure)]
         layers = values.pivot_table("value", "seed", "layer").to_numpy(float)
         return layers if layers.size else np.zeros((0, 1))
@@ -199,7 +199,7 @@ QUESTIONS = {
     "by_layer": _on_layers,
     "universe": _on_universes,
 }
-# Written down when others were measured: a scale without them corrects for the others alone, as it did.
+# Registered after the others had been measured: a scale without them corrects for the others alone, as before.
 LATER = {"universe"}
 READS = ("flip_merge", "pair_merge", *(name for name in QUESTIONS if name != "matchings"))
 NAMED = {"name": "beyond_claims", "order": len(QUESTIONS), **OF_ALL_MEASURED}

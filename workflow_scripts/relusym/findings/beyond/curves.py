@@ -27,22 +27,22 @@ KEY = ["model_1", "model_2", "way"]
 
 
 def above_the_line(values: Sequence[float]) -> np.ndarray:
-    """By how much each value is above the straight line from the first to the last, (points,)."""
+    """Each value minus the straight line from the first value to the last, (points,)."""
     values = np.asarray(values, float)
     return values - np.linspace(values[0], values[-1], len(values))
 
 
 def _curve(record: Record) -> dict[str, object]:
-    """model_1, model_2 (empty: its flipped self), seed, seed_2."""
+    """The nets of a curve: model_1, model_2 (empty: its flipped self), seed, seed_2."""
     (model, seed), (other, seed_2) = [*nets_of(record), ("", None)][:2]
     return {"model_1": model, "model_2": other, "seed": seed, "seed_2": seed_2}
 
 
 def by_curve(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a curve and way: model_1, model_2 (empty: its flipped self), way, seed, seed_2, ok, `QUANTITIES`.
+    """One row per curve and way: model_1, model_2 (empty: its flipped self), way, seed, seed_2, ok, `QUANTITIES`.
 
-    The barrier at a point is what the accuracy lacks of the straight line between the endpoints' as a share of their
-    mean, which is equation (4) in the middle; of losses, what is above the line.
+    The barrier at a point is the accuracy's distance below the straight line between the endpoints, as a share of their
+    mean, which in the middle is equation (4); a loss barrier is the loss's distance above its line.
     """
     rows = []
     for record in once(records):
@@ -60,7 +60,7 @@ def by_curve(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a type or pair of types and way of merging, mean and standard deviation over curves, n, left_out."""
+    """One row per type or pair of types and way of merging, mean and standard deviation over curves, n, left_out."""
     check_agreement(inputs)
     rows = [(*pair, way) for pair in types_merged(selection) for way in WAYS]
     means = summary(by_curve(inputs["curves"]), KEY, rows, list(QUANTITIES))
@@ -68,7 +68,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def points(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a curve, way of merging and point: model_1, model_2, seed, way, share of the way, accuracy, loss."""
+    """One row per curve, way of merging and point: model_1, model_2, seed, way, share of the way, accuracy, loss."""
     columns = [*KEY, "seed", "share", "accuracy", "loss"]
     curves = [pd.DataFrame(columns=columns)]
     for record in once(records):
@@ -79,7 +79,7 @@ def points(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Accuracy above loss, a column a type or pair: thin lines are single curves, thick ones means; and the numbers."""
+    """Accuracy above loss, one column per type or pair; thin lines are curves, thick ones means; and the numbers."""
     check_agreement(inputs)
     curves, columns, names = points(inputs["curves"]), types_merged(selection), selection["names"]
     if curves.empty:

@@ -25,7 +25,7 @@ FIGURE = Figure(__name__, name="during_training_figure", csvs=(".csv",), **beyon
 
 
 def by_epoch(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a net, epoch and layer: model, seed, epoch, those of `SHOWN`, layer, equivariance_error."""
+    """One row per net, epoch and layer: model, seed, epoch, the quantities of `SHOWN`, layer, equivariance_error."""
     rows = [
         (record["model"], record["seed"], epoch["epoch"], *(epoch[key] for key in SHOWN), layer, error)
         for record in records
@@ -37,7 +37,7 @@ def by_epoch(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a type and epoch, mean and standard deviation over nets, n, left_out."""
+    """One row per type and epoch, mean and standard deviation over nets, n, left_out."""
     check_agreement(inputs)
     records = inputs["during_training"]
     by_net = by_epoch(records).groupby(["model", "seed", "epoch"], sort=False)
@@ -49,7 +49,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Above, quantities by epoch, a line a type (mean and range over nets); below, errors by layer, a panel a type."""
+    """Above, quantities by epoch: a line per type (mean, range over nets); below, errors by layer: a panel per type."""
     check_agreement(inputs)
     by_layer, models, names = by_epoch(inputs["during_training"]), selection["models"], selection["names"]
     if by_layer.empty:

@@ -1,4 +1,4 @@
-"""Exact GCNNs made of trained nets, beside the nets, test-time augmentation and the same fine-tuning of either."""
+"""Exact GCNNs made from trained nets, beside the nets, test-time augmentation and the same fine-tuning of both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MEASURED = {
 LAYOUT = Layout("Exact GCNNs made of trained nets: accuracies", {**ACCURACIES, **MEASURED})
 TABLE = Table(__name__, LAYOUT, **beyond("exact_gcnn", order=1))
 FIGURE = Figure(__name__, name="exact_gcnn_figure", csvs=(".csv",), **beyond("exact_gcnn", order=1))
-# what is compared: heading → the first, the second
+# comparisons: heading → the accuracies that are subtracted
 COMPARED = {
     "exact GCNN − net": ("exact", "net"),
     "exact GCNN − net, both fine-tuned": ("exact_fine_tuned", "fine_tuned"),
@@ -40,7 +40,7 @@ COMPARED = {
 
 
 def by_net(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a net: model, seed, ok, the quantities of `ACCURACIES` and `MEASURED`; NaN where there are none."""
+    """One row per net: model, seed, ok, the quantities of `ACCURACIES` and `MEASURED`; NaN where there are none."""
     rows = []
     for record in records:
         row = {"model": record["model"], "seed": record["seed"], "ok": record["status"] == "ok"}
@@ -54,13 +54,13 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a type, mean and standard deviation over its nets, n, left_out."""
+    """One row per type, mean and standard deviation over its nets, n, left_out."""
     check_agreement(inputs)
     return summary(by_net(inputs["exact_gcnn"]), ["model"], selection["models"], [*ACCURACIES, *MEASURED])
 
 
 def gains(records: Sequence[Record], models: Sequence[str]) -> pd.DataFrame:
-    """One row a type and comparison of `COMPARED`: model, comparison, gain in accuracy, 95% interval (low, high), n."""
+    """One row per type and comparison: model, comparison, gain (in accuracy), 95% interval (low, high), n."""
     nets, rows = by_net(records), []
     for model in models:
         nets_of_type = nets[(nets["model"] == model) & nets["ok"]]

@@ -14,7 +14,7 @@ from relusym.findings.print_style import empty_drawing, label_rows, legend_above
 from relusym.findings.selection import beyond
 from relusym.findings.tables.claims import COLUMNS, FORMATS, judged_beside, notes_on
 
-SMALL = 0.01  # a barrier that is of no account
+SMALL = 0.01  # a negligible barrier
 CLOSE = 0.05  # between types, whose barriers vary more
 VARIANTS = {
     "activation": "permutations",
@@ -41,13 +41,13 @@ KEY = ["model", "seed", "variant"]
 TYPES = {"relu": "relu", "leaky": "leaky_relu", "gelu": "gelu", "tanh": "tanh"}
 MEASURED = "similarity", "channels", "negative", "spread", "gone"
 QUANTITIES = ["barrier", "barrier_no_repair", "accuracy", *MEASURED, "invariance_error"]
-# of the types of nets, by what the barrier is taken over
+# by type of net, the matching over its activation's group
 ACTIVATIONS = {type_: LARGER_GROUP.get(activation, "activation") for type_, activation in TYPES.items()}
 Claim = tuple[str, Evidence]
 
 
 def by_net(records: Sequence[Record]) -> pd.DataFrame:
-    """One row an ok net and variant: `KEY` and `QUANTITIES`; the accuracy is the net's."""
+    """One row per variant of each net that is ok: `KEY` and `QUANTITIES`; the accuracy is the net's."""
     rows = [
         {key: record[key] for key in ("model", "seed", "invariance_error")}
         | {quantity: measured[quantity] for quantity in MEASURED}
@@ -69,12 +69,12 @@ def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
         return barriers[barriers.index.get_level_values("model") == model].droplevel("model").dropna()
 
     def above(model: str, high: str, low: str = "activation", margin: float = 0.0) -> Evidence:
-        """That one variant's barrier is above another's; with a margin, that it isn't above by so much."""
+        """Test that one variant's barrier is above another's; with a margin, that it is above by less than that."""
         differences = (barriers_of(model, high) - barriers_of(model, low)).dropna().to_numpy()
         return paired(-differences, margin) if margin else paired(differences)
 
     def types(high: str, low: str, margin: float = 0.0) -> Evidence:
-        """That the barrier of one type is above another's, each by its activation's group."""
+        """Test that one type's barrier is above another's, each matched over its activation's group."""
         groups = {model: ACTIVATIONS[model.removesuffix("_inv")] for model in (high, low)}
         return is_higher(
             {model: barriers_of(model, group) for model, group in groups.items()}, high, low, margin
@@ -108,7 +108,7 @@ def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a claim, corrected for all together, then each type's barrier by variant, which no claim is about."""
+    """One row per claim, corrected for all together; then, without claims, each type's barrier by variant."""
     check_agreement(inputs)
     nets = in_order(by_net(inputs["identifiability"]), selection["models"])
 
@@ -129,7 +129,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Each net's barrier: above by type and matching, below of nets that were edited; and the numbers."""
+    """Each net's barrier: above by type and matching, below for edited nets; and the numbers."""
     check_agreement(inputs)
     nets = in_order(by_net(inputs["identifiability"]), selection["models"])
     if nets.empty:

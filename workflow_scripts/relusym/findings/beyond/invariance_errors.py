@@ -1,4 +1,4 @@
-"""Which invariance loss the paper has: accuracy and invariance error of nets trained with each reading of it."""
+"""Readings of the paper's invariance loss: accuracy and invariance error of nets trained with each of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TABLE = Table(__name__, LAYOUT, **beyond("invariance_errors", order=10, merged=F
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a type: means and standard deviations over nets, n, left_out."""
+    """One row per type: means and standard deviations over nets, n, left_out."""
     frames.check_agreement(inputs)
     paths = {name: [f"invariance_error.{name}"] for name in HEADINGS} | {"accuracy": ["accuracy.net"]}
     nets = frames.measured(inputs["invariance_errors"], ["model", "seed"], paths)

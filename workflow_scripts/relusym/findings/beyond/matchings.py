@@ -1,4 +1,4 @@
-"""Matchings compared: the barrier of nets with their flipped selves and with each other, by how they are matched."""
+"""Matchings compared: the barrier of nets with their flipped selves and with each other, by matching."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMON = beyond("matchings", order=0)
 
 
 def select(settings: Settings) -> Selection:
-    """Models and pairs, in order; matchings (names, in order), and flips_only: those that no pair is merged by."""
+    """Models and pairs, in order; matchings (names, in order), and flips_only: those by which no pair is merged."""
     matchings = {"matchings": settings.compared, "flips_only": sorted(OF_FLIPS)}
     return {**COMMON["select"](settings), **matchings}
 
@@ -41,7 +41,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    """As `frames.notes`, and how many starts of a matching that searches came to its best."""
+    """The lines of `frames.notes`, and how many starts of weight matching reached the best objective."""
     searches = [search for record in _merges(inputs) if (search := record.get("search"))]
     reached = [search["reached"] for search in searches if len(search["starts"]) > 1]
     if not reached:
@@ -55,7 +55,7 @@ def _merges(inputs: Inputs) -> list[Record]:
 
 
 def headings(inputs: Inputs) -> dict[str, str]:
-    """What tables call weight matchings: by where they start, or by how many starts there were."""
+    """The names of weight matchings in tables, with their start or number of starts."""
     merging = (record["settings"].get("merging", {}) for record in _merges(inputs))
     starts = " or ".join(map(str, sorted({how["starts"] for how in merging if "starts" in how})))
     weight = f"weight, best of {starts}" if starts else "weight"
@@ -63,7 +63,7 @@ def headings(inputs: Inputs) -> dict[str, str]:
 
 
 def by_merge(inputs: Inputs) -> pd.DataFrame:
-    """One row a merge: model_1, model_2 (empty: its flipped self), matching, seed or both seeds, barriers, ok."""
+    """One row per merge: model_1, model_2 (empty: its flipped self), matching, seed or both seeds, barriers, ok."""
     check_agreement(inputs)
     flips, pairs = (
         [record | {"matching": matching_of(record)} for record in once(inputs[kind])]
@@ -75,7 +75,7 @@ def by_merge(inputs: Inputs) -> pd.DataFrame:
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Each merge's barrier with REPAIR, a row a type or pair of types, by its matching; and the numbers."""
+    """Each merge's barrier with REPAIR by its matching, one row per type or pair of types; and the numbers."""
     merges, names, labels = by_merge(inputs), selection["names"], headings(inputs)
     present = {*merges[["model_1", "model_2"]].itertuples(index=False, name=None)}
     types = [types for types in types_merged(selection) if types in present]

@@ -1,6 +1,6 @@
 """As training goes on: is a net nearer to its flipped self than to another, and only if augmented? (docs/laptop.md)
 
-D is the mean over pairs of nets of a pair's barrier less the mean of its two nets' GCNN barriers.
+D is the mean, over pairs of nets, of the pair's barrier minus the mean of its two nets' GCNN barriers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TABLE = Table(
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a claim, corrected for the four together, then D of each type and length, which no claim is about."""
+    """One row per claim, corrected for the four together; then, without claims, D of each type and length."""
     nets, pairs = (merges[merges["ok"]] for merges in (frames.nets(inputs), frames.pairs(inputs)))
     gaps = {model: pair_differences(nets, pairs, model) for model in MODELS}
     augmented, without = gaps["cnn_100"], gaps["noaug_100"]

@@ -32,7 +32,7 @@ KEY = ["model", "symmetry"]
 
 
 def by_net(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a net and symmetry: model, seed, symmetry, data, invariant (by construction), ok, `QUANTITIES`."""
+    """One row per net and symmetry: model, seed, symmetry, data, invariant (by construction), ok, `QUANTITIES`."""
     rows = []
     for record in records:
         data = record["settings"]["trained"][0]["data"]
@@ -53,7 +53,7 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a type and symmetry: data, mean and standard deviation over nets, n, left_out."""
+    """One row per type and symmetry: data, mean and standard deviation over nets, n, left_out."""
     check_agreement(inputs)
     nets = in_order(by_net(inputs["symmetries"]), selection["models"])
     rows = nets.drop_duplicates(KEY)
@@ -63,7 +63,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Each net's barrier, a panel a data set and symmetry (tinted: the images are invariant to it); and the numbers."""
+    """Each net's barrier, a panel per data set and symmetry (tinted if images are invariant to it); and the numbers."""
     check_agreement(inputs)
     nets = in_order(by_net(inputs["symmetries"]), selection["models"])
     nets = nets[nets["ok"].astype(bool)].drop(columns="ok")

@@ -1,4 +1,4 @@
-"""Several nets of a type merged to one: barriers by type and number of nets, in a universe and each to the first."""
+"""Several nets of a type merged into one: barriers by type and number, in one universe and each to the first."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ KEY = ["model", "count"]
 
 
 def by_set(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a set of nets and number of them: model, count, seed (the first one's), ok, `QUANTITIES`.
+    """One row per set of nets and number of nets: model, count, seed (of the first), ok, `QUANTITIES`.
 
-    A set of nets stands once, in whichever order: of as many seeds as there are, all sets are one.
+    Each set of nets occurs once, whatever its order: with as many nets as seeds, all sets are the same.
     """
     rows, sets = [], set()
     for record in records:
@@ -38,12 +38,12 @@ def by_set(records: Sequence[Record]) -> pd.DataFrame:
             sets.add(nets)
             merged = record["merged"][str(count)] if about["ok"] else {"barrier": {}}
             measured = merged | merged["barrier"] | {"cycles": record.get("cycles")}
-            rows.append(measured | about | {"count": count})  # what else a record has goes over none of these
+            rows.append(measured | about | {"count": count})  # these override a record's other fields
     return pd.DataFrame(rows, columns=[*KEY, "seed", "ok", *QUANTITIES])
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a type and number of nets, mean and standard deviation over sets of nets, n, left_out."""
+    """One row per type and number of nets, mean and standard deviation over sets of nets, n, left_out."""
     check_agreement(inputs)
     sets = in_order(by_set(inputs["universe"]), selection["models"])
     return summary(sets, KEY, sets.drop_duplicates(KEY)[KEY], list(QUANTITIES))

@@ -22,7 +22,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
 
 
 def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
-    """One row a net or pair of nets of one type: model, merged (`FLIP` or `PAIR`), seed_1, seed_2, barrier."""
+    """One row per net or pair of nets of one type: model, merged (`FLIP` or `PAIR`), seed_1, seed_2, barrier."""
     nets = frames.nets(inputs).rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"})
     pairs = frames.pairs(inputs).rename(columns={"model_1": "model"})
     pairs = pairs[pairs["model"] == pairs["model_2"]]
@@ -46,7 +46,7 @@ def figure(
     models: Sequence[str],
     names: Mapping[str, str],
 ) -> Drawing:
-    """A row a type: a point a net or pair (of `points`), a line at their mean, a diamond at the paper's."""
+    """One row per type: a point per net or pair (of `points`), a line at their mean, a diamond at the paper's."""
     drawing, ((axes,),) = panels_of(0.9 + 0.36 * max(len(models), 1))
     diamond = {"s": 22, "marker": "D", "facecolor": "white"}
     for merged, (colour, marker, offset) in STYLES.items():
@@ -55,7 +55,7 @@ def figure(
             is_row = (merges["model"] == model) & (merges["merged"] == merged)
             values = merges.loc[is_row, "barrier"].to_numpy()
             y = row - offset  # rows run downwards
-            spread = np.resize([-0.06, 0.0, 0.06], len(values))  # so that near ones don't hide each other
+            spread = np.resize([-0.06, 0.0, 0.06], len(values))  # so that close points don't hide each other
             axes.scatter(values, y + spread, alpha=0.45, zorder=2, **points)
             if len(values):
                 mean = values.mean(), values.mean()

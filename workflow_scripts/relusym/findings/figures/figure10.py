@@ -19,7 +19,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
 
 
 def figure10(classes: np.ndarray) -> Drawing:
-    """A row a class of Example C.2, shapes dark on white, from images (classes, images, height, width) with 0 and 1."""
+    """One row per class of Example C.2, dark shapes on white; `classes`: (classes, images, height, width), 0 or 1."""
     images = classes.shape[1]
     drawing, rows = panels_of(2 * COLUMN_WIDTH / images + 0.1, len(classes), images)
     for number, (row, drawn) in enumerate(zip(rows, classes, strict=True), start=1):

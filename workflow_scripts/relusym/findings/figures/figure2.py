@@ -23,16 +23,16 @@ FIGURE = Figure(__name__, reads=("filters",), exists=has_vgg11s, select=select)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 2 of one net. Raises UserError: there is no net of the type."""
+    """Figure 2 of one net; UserError if there is no net of the type."""
     return (figure2(first_kept(inputs["filters"], selection["model"]), selection["names"]),)
 
 
 def exemplary_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]:
-    """Channels that the permutation (c,) keeps among themselves, up to three: a swapped pair around a fixed one.
+    """Up to three channels that the permutation (c,) maps to each other: a swapped pair around a fixed channel.
 
-    Of all swapped pairs that whose filters (conv 1's, (c, 3, h, w)) are the most alike once flipped, next to how unlike
-    they are as they are; of all fixed channels the most symmetric. Without one of the two kinds more of the other, or
-    fewer filters; without both a cycle of three, or none.
+    The pair is the one whose filters (conv 1's, (c, 3, h, w)) are the most alike once one is flipped, relative to their
+    asymmetry; the fixed channel is the most symmetric. Without swapped channels, up to three fixed ones; without fixed
+    ones, the pair alone; without both, a cycle of three, or none.
     """
     from relusym.permutations import channel_orders
 
@@ -76,7 +76,7 @@ def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
             panel.set(xticks=[], yticks=[])
             panel.spines[:].set_visible(True)
             panel.set_xlabel(f"channel {channel}", fontsize=7, labelpad=2)
-    for row, channel in enumerate(matched):  # from where step 2 has it to where step 3 wants it
+    for row, channel in enumerate(matched):  # from its place in step 2 to its place in step 3
         ends = {"axesA": panels[chosen.index(channel), 1], "axesB": panels[row, 2]}
         style = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 1}
         places = (1.06, 0.5), (-0.06, 0.5), "axes fraction", "axes fraction"

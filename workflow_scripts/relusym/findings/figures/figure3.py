@@ -14,12 +14,12 @@ FIGURE = Figure(__name__, reads=("flipped_training",), select=lambda settings: {
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Left, how far the twin is from the flipped net over training, right, both paths."""
+    """Left: the difference between the twin and the flipped net during training; right: both paths."""
     (record,) = inputs["flipped_training"]
     drawing, ((left, right),) = panels_of(2.6, 1, 2)
     smallest = np.finfo(np.float64).eps / 2
     for (precision, twin), (label, line, dashes) in CURVES.items():
-        differences = np.maximum(record["runs"][precision][twin], smallest)  # 0 has no place on the axis
+        differences = np.maximum(record["runs"][precision][twin], smallest)  # a logarithmic axis has no 0
         left.plot(differences, dashes, color=LINES[line][0], linewidth=1.2, label=label)
     left.set(yscale="log", ylim=(smallest / 10, 10), xlabel="Step of SGD")
     left.set_ylabel("Largest difference to the flipped net,\nrelative to the largest weight")

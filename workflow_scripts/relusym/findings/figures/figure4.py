@@ -18,14 +18,14 @@ FIGURE = Figure(__name__, reads=("flip_merge",), csvs=(".csv",), **OF_VGG11S)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Figure 4, a panel a type, and its numbers. Raises UserError: as `order_counts`, or records don't go together."""
+    """Figure 4, one panel per type, and its numbers; UserError as in `order_counts` and `check_agreement`."""
     check_agreement(inputs)
     counts = order_counts(inputs["flip_merge"])
     return figure4(counts, selection["models"], selection["names"]), counts
 
 
 def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
-    """How many channels have which order, mean over the nets of a type whose flip-merge record is ok.
+    """The number of channels of each order, mean over the nets of a type whose flip-merge record is ok.
 
     One row for each model, layer and order that occurs: model, layer, order, order_class ("1" to "4", "5+"), channels
     (mean number a net), share (of the layer's channels), n (nets). UserError if a record lacks its permutations or
@@ -45,7 +45,7 @@ def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
                 raise UserError(f"flip_merge record {net}, {layer}: {error}: delete the record") from error
             rows += [(record["model"], record["seed"], layer, *pair) for pair in zip(*orders, strict=True)]
     nets = pd.DataFrame(rows, columns=["model", "seed", "layer", "order", "channels"])
-    for column in ("model", "layer"):  # in the order of the records, not of the alphabet
+    for column in ("model", "layer"):  # in the order of the records, not alphabetically
         nets[column] = pd.Categorical(nets[column], nets[column].unique())
     n = nets.groupby("model", observed=True)["seed"].nunique()
     frame = nets.groupby(["model", "layer", "order"], observed=True)["channels"].sum().reset_index()
@@ -59,18 +59,17 @@ def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
 
 
 def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]) -> Drawing:
-    """A panel a type, in their order (empty without nets), a bar a layer, parted by its channels' order, of
-    `order_counts`.
+    """One panel per type (empty without nets), one bar per layer, divided by its channels' order (`order_counts`).
 
-    Bars show shares, since layers differ eightfold in width; the widths stand below if all types have the same. Layers
-    are numbered in each net's order, since nets of other architectures name them otherwise.
+    Bars show shares, since layers differ eightfold in width; the widths are below if they are the same for all types.
+    Layers are numbered in each net's order, since architectures differ in their names.
     """
     from matplotlib.patches import Patch
 
     frame = frame.astype({"order_class": str})  # a CSV read back without a "5+" has integers
     layers = {model: list(nets["layer"].unique()) for model, nets in frame.groupby("model")}
     columns = min(4, len(models) + 1)
-    rows = -(-(len(models) + 1) // columns)  # one place more, for the key
+    rows = -(-(len(models) + 1) // columns)  # one more place, for the legend
     drawing, panels = panels_of(0.3 + 1.4 * rows, rows, columns, sharex=True, sharey=True)
     panels = panels.ravel()
     lowest = panels[max(len(models) - columns, 0) : len(models)]  # the lowest panel of each column

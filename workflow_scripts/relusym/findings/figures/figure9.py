@@ -12,13 +12,13 @@ FIGURE = Figure(
     __name__,
     reads=("filters",),
     exists=lambda settings: settings.figure9 is not None,
-    # the type of whose first net that isn't left out; id → why there is no net of a type
+    # the type, whose first net that isn't left out is shown; id → why there is no net of a type
     select=lambda settings: {"model": settings.figure9, "absent": settings.absent},
 )
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 9 of one net, or why there is none. Raises UserError: there is no net of the type, and no reason."""
+    """Figure 9 of one net, or the reason why there is none; UserError if there is neither."""
     model, nets = selection["model"], inputs["filters"]
     name = selection["names"].get(model, model)
     if not nets and (reason := selection.get("absent", {}).get(model)):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN = 0.995  # of all weights; the largest few are clipped, so that the others keep their contrast
-WEIGHT = 8  # dots: each weight is drawn as so many squared
+WEIGHT = 8  # dots: the side of the square that each weight is drawn as
 WITHIN, APART = 4, 12  # blank dots between the two filters of a pair, and between pairs
 IN_A_ROW = (2, 4, 8, 16)  # pairs
 
@@ -45,7 +45,7 @@ FIGURE8 = _figure("figure8", "conv2", ["gcnn"])
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """The figure of one net of each of the types; UserError if there is none, or nothing was kept of the layer."""
+    """The figure of one net per type; UserError if there is none, or no filters of the layer were kept."""
     nets = [first_kept(inputs["filters"], model) for model in selection["models"]]
     how = (selection[key] for key in ("layer", "flipped_back", "zero_filter", "names"))
     return (filter_pairs(nets, *how),)
@@ -59,7 +59,7 @@ def colours(filters: np.ndarray) -> np.ndarray:
 
 
 def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
-    """All pairs of RGB filters (2, c, 3, k, k), `columns` a row, on one white picture: colours (height, width, 3)."""
+    """Pairs of RGB filters (2, c, 3, k, k), `columns` per row, in one picture on white: colours (height, width, 3)."""
     left, right = colours(pairs).repeat(WEIGHT, 2).repeat(WEIGHT, 3)
     count, side = left.shape[:2]
     rows = -(-count // columns)
@@ -73,7 +73,7 @@ def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
 def filter_pairs(
     nets: Sequence[Filters], layer: str, flipped_back: bool, zero: float, names: Mapping[str, str]
 ) -> Drawing:
-    """A panel a net, side by side: all its filters of a layer, "conv1" or "conv2", in pairs; why, if it is left out.
+    """One panel per net, side by side: all its filters of a layer, "conv1" or "conv2", in pairs, or why it is left out.
 
     `flipped_back`: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1 and
     4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8). `zero`: as in `frames.are_zero`.
@@ -104,11 +104,11 @@ def _grid(net: Filters, layer: str, flipped_back: bool, panels: int) -> np.ndarr
         return np.ones((WEIGHT, 8 * WEIGHT, 3))
     if layer not in net.drawn:
         raise UserError(
-            f"no filters of {layer} are kept of {net.model}-{net.seed}, only {', '.join(net.drawn)}"
+            f"no filters of {layer} are kept for {net.model}-{net.seed}, only {', '.join(net.drawn)}"
         )
     original, matched = net.drawn[layer]
     matched = matched[..., ::-1] if flipped_back else matched
-    # the fewest in a row that leave a panel wider than high, and its filters small
+    # the fewest per row with which a panel is wider than high, and its filters are small
     columns = next((c for c in IN_A_ROW if c * panels >= 8 and c * c >= len(original)), IN_A_ROW[-1])
     return pair_grid(np.stack([original, matched]), columns)
 

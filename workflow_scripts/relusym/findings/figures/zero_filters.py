@@ -26,7 +26,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame, p
 
 
 def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
-    """One row a model type and layer, over its nets: model, layer, filters, zero_filters_mean and _std (sample's, NaN
+    """One row per type and layer, over its nets: model, layer, filters, zero_filters_mean and _std (sample's, NaN
     for one net), share_mean and _std (of the layer's filters), smallest (median), n."""
     by_net = by_net.assign(share=by_net["zero_filters"] / by_net["filters"])
     by_net["model"] = pd.Categorical(by_net["model"], list(models), ordered=True)
@@ -41,7 +41,7 @@ def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
 def zero_filter_figure(
     by_type: pd.DataFrame, models: Sequence[str], zero: float, names: Mapping[str, str]
 ) -> Drawing:
-    """Over the conv layers, numbered as in Figure 4, a line a type: the share of zero-filters, the smallest filter."""
+    """The share of zero-filters and the smallest filter by conv layer, numbered as in Figure 4; one line per type."""
     drawing, ((left, right),) = panels_of(2.9, 1, 2)
     spread = np.linspace(-0.24, 0.24, len(models)) if len(models) > 1 else [0.0]
     for model, (colour, marker), shift in zip(models, lines(), spread, strict=False):

@@ -1,4 +1,4 @@
-"""What the paper says in words, each as a test on the records."""
+"""The claims in the paper's text, each as a test on the records."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HEADINGS = {  # all columns, in their order
     "source": "Where in the paper",
     "remark": "Remark",
 }
-# of what the paper doesn't say
+# of claims that aren't the paper's
 COLUMNS = {column: text for column, text in HEADINGS.items() if column not in ("power", "source")}
 FORMATS = {
     **dict.fromkeys(("effect", "low", "high"), "{:+.3g}"),
@@ -58,11 +58,11 @@ FORMATS = {
 }
 LAYOUT = Layout("The paper's claims, tested", HEADINGS, FORMATS)
 LEVEL = 0.05  # of the corrected p-values
-FEW = 10  # nets of a type, with less of which few claims can be settled
+FEW = 10  # nets of a type; with fewer, few claims can be settled
 
 
 def select(settings: Settings) -> Selection:
-    """Models; `rows`: ids of ResNets by the row of the paper's Table 5 that they stand beside; zero_filter; notes."""
+    """Models; `rows`: ids of ResNets by the row of the paper's Table 5 they are compared with; zero_filter; notes."""
     vgg11s = settings.table("table2")
     rows = {row: model for model in settings.table("table5") if (row := settings.paper_row(model))}
     papers = [model for model in vgg11s if model in paper_values.vgg11s()]
@@ -75,7 +75,7 @@ TABLE = Table(__name__, LAYOUT, reads=(*MERGES, "filters"), select=select, secti
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """As `claims`, with the zero-filters counted in the arrays of filters."""
+    """The table of `claims`, with the zero-filters counted in the arrays of filters."""
     zero_filters = count_zero_filters(inputs["filters"], selection["zero_filter"])
     return claims(inputs, zero_filters, selection["names"], selection.get("rows"))
 
@@ -102,7 +102,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
 
 
 def notes_on(inputs: Inputs, selection: Selection, which: str, first: str, *more: str) -> list[str]:
-    """Of a table of claims beyond the paper, some of which have a margin; `which` are corrected together."""
+    """The notes on claims beyond the paper, some of which have a margin; `which`: those corrected together."""
     where_equal = ", or, where all nets are equal, their mean, whatever p is"
     return [first, _correction(which, where_equal), *more, *frames.notes(inputs, selection)]
 
@@ -122,16 +122,16 @@ def claims(
 ) -> pd.DataFrame:
     """The paper's claims, tested; those about ResNets if there are any.
 
-    One row a claim, as `HEADINGS`: effect with its 95% interval (low, high); power for the paper's effect and spread,
-    at the level that the correction asks; nets_needed of a type, for what was observed here, of what is inconclusive;
-    p_value (two-sided); p_corrected (Benjamini–Hochberg over all claims; some share nets, see docs/comparison.md for
-    what that does to its level). The verdict is "held" or "did not hold" if p_corrected is below 0.05, by the effect's
-    direction, else "inconclusive"; "cannot be tested here" if nets or measurements are missing. UserError as of
-    `frames.nets` and `pairs`.
+    One row per claim, as `HEADINGS`: effect with its 95% interval (low, high); power for the paper's effect and spread,
+    at the level that the correction requires; nets_needed of a type, for the effect and spread observed here, if the
+    claim is inconclusive; p_value (two-sided); p_corrected (Benjamini–Hochberg over all claims; some share nets, whose
+    effect on its level is in docs/comparison.md). The verdict is "held" or "did not hold" if p_corrected is below 0.05,
+    by the effect's direction, else "inconclusive"; "cannot be tested here" if nets or measurements are missing.
+    UserError as in `frames.nets` and `pairs`.
 
     Args:
-        zero_filters: one row a net and layer: model, seed, layer, zero_filters (how many).
-        names, rows: of types by their ids; the ids of ResNets by the row of the paper's Table 5 that they stand beside.
+        zero_filters: one row per net and layer: model, seed, layer, zero_filters (a count).
+        names, rows: names of types by id; ids of ResNets by the row of the paper's Table 5 they are compared with.
     """
     tested = [
         {"claim": claim, "source": source, **vars(evidence)}
@@ -199,7 +199,7 @@ def _evidence(
 
 
 def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
-    """The claims with p_corrected (with `count_untested`, for those as well), verdict, power and nets_needed."""
+    """The claims with p_corrected, verdict, power and nets_needed; `count_untested`: correct for untested ones too."""
     tested = claims["p_value"].notna()
     number = len(claims) if count_untested else int(tested.sum())
     claims["p_corrected"] = np.nan
@@ -211,7 +211,7 @@ def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
     claims["power"], claims["nets_needed"] = math.nan, math.nan
     for i, row in claims[tested].iterrows():
         is_open = row["verdict"] == OPEN
-        level = LEVEL * (settled + is_open) / number  # what p has to be below, one more being settled
+        level = LEVEL * (settled + is_open) / number  # the bound on p if one more claim is settled
         if row["power_paper"]:
             claims.loc[i, "power"] = row["power_paper"](row["nets"], level)
         if is_open and row["power_observed"]:
@@ -222,7 +222,7 @@ def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
 def judged_beside(
     claims: Iterable[tuple[str, Evidence]], described: Iterable[tuple[str, Evidence]]
 ) -> pd.DataFrame:
-    """The claims, all corrected together, then means with their intervals, which no claim is about."""
+    """The claims, all corrected together; then, without claims, means with their intervals."""
     tested, others = (
         [{"claim": text, **vars(evidence)} for text, evidence in rows] for rows in (claims, described)
     )
@@ -245,7 +245,7 @@ def _std(values: Sequence[float]) -> float:
 
 
 def by_model(nets: pd.DataFrame, quantity: str) -> dict[str, np.ndarray]:
-    """The numbers that there are of each type's nets, float64."""
+    """The values of a quantity over each type's nets, without NaN, float64."""
     return {model: group.dropna().to_numpy(float) for model, group in nets.groupby("model")[quantity]}
 
 
@@ -260,6 +260,6 @@ def _verdict(row: pd.Series) -> str:
 
 
 def lost_by_early_invariance_loss() -> float:
-    """What invariance loss from the start costs in accuracy in the paper's Table 2: the most that late loss may."""
+    """The accuracy that invariance loss from the start costs in the paper's Table 2: the limit for late loss."""
     accuracy = paper_values.table(2).set_index("model")["accuracy_mean"]
     return float(accuracy["cnn"] - accuracy["cnn_inv"])

@@ -1,4 +1,4 @@
-"""Our tables beside the paper's: how far apart each cell is, and what to make of it."""
+"""Our tables beside the paper's: the difference in each cell, and a verdict."""
 
 from __future__ import annotations
 
@@ -49,15 +49,16 @@ WITHIN = 2  # of the paper's standard deviations
 NOT_COMPARABLE = "not comparable"
 DIGITS = 3  # of the values that the paper gives without a standard deviation
 
-PAPER_DATA = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # what tables call the paper's images
-COUNTED = {"network.architecture", "network.width", "network.group_convs"}  # by the parameters of Table 1
-CHANCE = frozenset({"seed", "projection_seed"})  # settings that make nothing other than the paper's
+PAPER_DATA = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # the names of the paper's images in tables
+# what the numbers of parameters in Table 1 depend on
+COUNTED = {"network.architecture", "network.width", "network.group_convs"}
+CHANCE = frozenset({"seed", "projection_seed"})  # settings that may differ from the paper's
 
-# Ratios that mean something at any settings: flip barrier to pair barrier; with invariance loss, to without
+# Ratios that are meaningful at any settings: flip barrier to pair barrier; with invariance loss, to without
 LOSS = (("cnn_inv", "cnn"), ("cnn_late_inv", "cnn"), ("pgcnn_late_inv", "pgcnn"))
 RESNET_LOSS = (("torchvision_old_inv", "torchvision_old"), ("torchvision_old_inv_225", "torchvision_old_225"))
 QUANTITIES = {"gcnn_barrier": "GCNN Barrier", "invariance_error": "Invariance Error"}
-Part = Sequence[tuple[float, set]]  # values, each with the nets that it is measured on
+Part = Sequence[tuple[float, set]]  # values, each with the nets that it was measured on
 
 
 def select(settings: Settings) -> Selection:
@@ -81,16 +82,16 @@ TABLE = Table(__name__, LAYOUT, reads=MERGES, select=select, keys=of_all_types, 
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """All cells of the tables, as of `compare`; at another scale, ratios, and cells made as the paper's are."""
+    """All cells of the tables, as in `compare`; at other scales than `paper`, ratios, and only comparable cells."""
     compared = []
     for name, shown in selection["tables"].items():
         table, of_table = declared()[name], _of_table(inputs, name, shown)
         other: dict[tuple[str, ...], list[str]] = {}
         for record in chain(*of_table.values()):
-            words = other_than_the_papers(record, selection)
+            keys = other_than_the_papers(record, selection)
             if table.paper == 1:
-                words = [word for word in words if word in COUNTED]
-            other.setdefault(tuple(model for model, _ in nets_of(record)), []).extend(words)
+                keys = [key for key in keys if key in COUNTED]
+            other.setdefault(tuple(model for model, _ in nets_of(record)), []).extend(keys)
         ours = table.load().frame(of_table, shown)
         cells = compare(ours, table.paper, other, table.layout, selection["names"])
         compared.append(cells if selection["scale"] == "paper" else cells[cells["verdict"] != NOT_COMPARABLE])
@@ -105,8 +106,8 @@ def _of_table(inputs: Inputs, name: str, selection: Selection) -> Inputs:
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
     records = chain(*(inputs[kind] for kind in TABLE.reads))
-    words = (word for record in records for word in other_than_the_papers(record, selection))
-    other = [word for word in dict.fromkeys(words) if not word.startswith("start.")]  # of an earlier stage
+    keys = (key for record in records for key in other_than_the_papers(record, selection))
+    other = [key for key in dict.fromkeys(keys) if not key.startswith("start.")]  # of an earlier stage
     if selection["scale"] == "paper" or not other:
         how = [
             "Difference: ours less the paper's. Standard errors are Welch's, with the "
@@ -125,7 +126,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
 
 
 def other_than_the_papers(record: Record, selection: Selection) -> list[str]:
-    """In which settings a record isn't as the paper's: ["data", "network.width", …], as the config calls them."""
+    """The settings in which a record differs from the paper's, as keys of the config: ["data", "network.width", …]."""
     papers = [selection["paper"].get(model) for model, _ in nets_of(record)]
     if None in papers:
         return ["type of net"]
@@ -137,11 +138,11 @@ def other_than_the_papers(record: Record, selection: Selection) -> list[str]:
         keys = [key for key in papers[0] if key == "merging" or (key != "trained" and len(papers) == 1)]
         mine = {key: ours[key] for key in keys if key in ours}
         compared.append((mine, {key: papers[0][key] for key in keys}))
-    words = [word for mine, paper in compared for word, *_ in differences(mine, paper, without=CHANCE)]
+    other = [key for mine, paper in compared for key, *_ in differences(mine, paper, without=CHANCE)]
     data = PAPER_DATA.get(papers[0]["trained"][0]["data"]["dataset"])
     if images_of(record) not in (None, data):
-        words.insert(0, "data")
-    return list(dict.fromkeys("data" if word == "data.dataset" else word for word in words))
+        other.insert(0, "data")
+    return list(dict.fromkeys("data" if key == "data.dataset" else key for key in other))
 
 
 def compare(
@@ -151,17 +152,17 @@ def compare(
     layout: Layout | None = None,
     names: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Every cell of one of our tables for which the paper has a number, beside that of its Table `paper_number`.
+    """Every cell of one of our tables that has a counterpart in the paper's Table `paper_number`, beside it.
 
-    One row a cell: table, row, quantity, value_mean, value_std, n, paper_value_mean, paper_value_std, paper_n;
+    One row per cell: table, row, quantity, value_mean, value_std, n, paper_value_mean, paper_value_std, paper_n;
     difference (ours − the paper's), in_paper_stds and in_standard_errors (Welch), p_value (two-sided Welch test);
-    verdict and reason. The verdict is "within 2σ", "higher" or "lower", in σ of the paper; where the paper gives no σ,
+    verdict and reason. The verdict is "within 2σ", "higher" or "lower", in σ of the paper; where the paper has no σ,
     "equal" to three digits, "higher" or "lower"; "not comparable" with its reason. What can't be computed, such as
     Welch's test on one net, is NaN.
 
     Args:
-        table: as `table2.frame` gives it: means with their `…_std`, or plain numbers, each with its `paper_…`; n nets.
-        other: by row (its ids), what ours was made with that isn't the paper's; then it isn't comparable.
+        table: as from `table2.frame`: means with their `…_std`, or plain numbers, each with its `paper_…`; n nets.
+        other: by row (its ids), the settings in which ours differs from the paper's; if any, it isn't comparable.
     """
     keys = [column for column in ("model", "model_1", "model_2", "method") if column in table]
     columns = [column for column in table if f"paper_{column}" in table and column not in keys]
@@ -181,8 +182,8 @@ def compare(
     with np.errstate(divide="ignore", invalid="ignore"):
         welch = stats.ttest_ind_from_stats(*ours, *papers, equal_var=False)
     cells["in_standard_errors"], cells["p_value"] = welch.statistic, welch.pvalue
-    words = [list(dict.fromkeys((other or {}).get(row, ()))) for row in cells.pop("ids")]
-    verdicts = [_verdict(cell, its) for (_, cell), its in zip(cells.iterrows(), words, strict=True)]
+    others = [list(dict.fromkeys((other or {}).get(row, ()))) for row in cells.pop("ids")]
+    verdicts = [_verdict(cell, its) for (_, cell), its in zip(cells.iterrows(), others, strict=True)]
     cells[["verdict", "reason"]] = pd.DataFrame(verdicts, columns=["verdict", "reason"], dtype=object)
     return cells
 
@@ -220,7 +221,7 @@ def _verdict(cell: pd.Series, other: list[str]) -> tuple[str, str]:
 
 
 def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a ratio that there are nets for; `selection` as of `select`.
+    """One row per ratio for which there are nets; `selection` as in `select`.
 
     paper_value_mean is the paper's ratio; value_std is the standard error, by jackknife over nets; n counts the nets of
     the type that has fewer. The verdict is "same direction" or "opposite direction" if the ratio's 95% interval is on
@@ -272,10 +273,10 @@ def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def ratio(top: Part, bottom: Part) -> tuple[float, float, int]:
-    """The ratio of two means, its standard error, and how many nets there are of the type that has fewer.
+    """The ratio of two means, its standard error, and the number of nets of the type that has fewer.
 
-    The error is the jackknife's, over the nets of each type: with a net, all that is measured on it is left out. NaN
-    for fewer than three nets; the ratio is NaN if what it is divided by isn't above zero.
+    The error is by jackknife over the nets of each type: with each net, everything measured on it is left out. It is
+    NaN for fewer than three nets; the ratio is NaN if the divisor isn't above zero.
     """
 
     def without(net: Any = None) -> float:

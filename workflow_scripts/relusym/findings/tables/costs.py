@@ -1,4 +1,4 @@
-"""The table of costs: what each kind of job took, from its records."""
+"""The table of costs: time and memory of each kind of job, from its records."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ TABLE = Table(__name__, LAYOUT, reads=MERGES, select=lambda settings: {}, **OF_E
 
 
 def costs(records: Iterable[Record]) -> pd.DataFrame:
-    """What each kind of job cost, from its process's start to its record; memory is the largest resident set (MB).
+    """Time and memory of each kind of job, from the start of its process to its record; memory: peak resident set (MB).
 
-    Of a resumed training, with what it took up to the state that it went on from, if its record says so.
+    The time of a resumed training includes that up to the state it resumed from, if its record has it.
     """
     costs = [(record["kind"], record["cost"]) for record in records if "job_seconds" in record["cost"]]
     rows = [(kind, cost["job_seconds"], cost.get("job_memory_mb")) for kind, cost in costs]

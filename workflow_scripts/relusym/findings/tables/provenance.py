@@ -40,7 +40,7 @@ def select(settings: Settings) -> Selection:
 
 
 def select_beyond(settings: Settings) -> Selection:
-    """As `select`, of what is beyond the paper; and `models`, all types that are measured."""
+    """Like `select`, for what is beyond the paper; `models`: all types that are measured."""
     models = measured_types(settings)
     made = {
         name: types_in(finding.select(settings))
@@ -58,9 +58,8 @@ BEYOND_TABLE = Table(__name__, LAYOUT, reads=(*MERGES, *MEASUREMENTS), select=se
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row for each table or figure, kind and origin (several where pieces come from different machines).
 
-    Columns: made, kind, records, left_out (records that aren't ok), images (where the data come from), settings (the
-    beginning of the SHA-256 of all their settings), relusym, torch, python, device, precision, hours (their jobs' in
-    all).
+    Columns: made, kind, records, left_out (records that aren't ok), images (their name), settings (the beginning of the
+    SHA-256 of all their settings), relusym, torch, python, device, precision, hours (the total of their jobs).
     """
     sources = {
         record["inputs"]["data"]: images
@@ -95,7 +94,7 @@ def _digest(text: str) -> str:
 
 
 def _described(record: Record, sources: dict[str, str]) -> Record:
-    """A record's origin; a merge of a net that is left out has looked at no image, but names its data."""
+    """A record's origin; a merge of a net that is left out has no name of its images, but may have their digest."""
     data = record.get("inputs", {}).get("data")
     return {
         "kind": record["kind"],

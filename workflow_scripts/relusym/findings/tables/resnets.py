@@ -1,4 +1,4 @@
-"""Tables 3 and 5: all that was measured of each ResNet, beside the paper's values."""
+"""Tables 3 and 5: everything measured on each ResNet, beside the paper's values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TABLE5 = _table(5, lambda settings: settings.table("table5"))
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a type with a net: name, means with `…_std`, n, left_out, then the paper's."""
+    """One row per type that has a net: name, means with `…_std`, n, left_out, then the paper's."""
     models, quantities = selection["models"], list(FLIP_MERGE)
     measured = summary(nets(inputs, [], quantities), ["model"], [*models], quantities)
     measured = measured[measured["n"] > 0].reset_index(drop=True)
@@ -66,7 +66,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    """As `frames.notes`, and how long trainings waited for images."""
+    """The lines of `frames.notes`, and how long trainings waited for images."""
     waits = [wait for record in inputs["train"] if (wait := record.get("data_wait_share")) is not None]
     line = [f"Trainings waited for images {max(waits):.1%} of the time at most"] if waits else []
     return frames.notes(inputs, selection, *line)

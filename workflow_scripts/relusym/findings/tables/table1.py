@@ -28,8 +28,8 @@ TABLE = Table(__name__, LAYOUT, reads=("train",), select=select, paper=1)
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """model, name, description, parameters (counted in our nets), n, left_out, paper_parameters.
 
-    n counts the nets that trained well, left_out those that diverged, are degenerate or not at hand. Raises UserError:
-    a record lacks its parameter count or is given twice, or nets of one type differ in size.
+    n counts the nets that trained well, left_out those that diverged, are degenerate or not available. UserError if a
+    record lacks its parameter count or occurs twice, or if nets of one type differ in size.
     """
     check_agreement(inputs)
     nets = measured(inputs["train"], ["model", "seed"], {"parameters": TRAIN["parameters"]})

@@ -15,6 +15,6 @@ TABLE = Table(__name__, LAYOUT, reads=("train", "flip_merge"), select=vgg11s, pa
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """The paper's columns, n (nets both of whose records are ok), left_out, `paper_…`; one row a type."""
+    """One row per type: the paper's columns, n (nets both of whose records are ok), left_out, `paper_…`."""
     measured = summary(nets(inputs), ["model"], selection["models"], list(LAYOUT.headings))
     return beside_paper(measured, 2, ["model"])

@@ -21,5 +21,5 @@ TABLE = Table(__name__, LAYOUT, reads=("train", "pair_merge"), select=select, pa
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """Columns as in `table2.frame`, one row a pair of types; left_out counts pairs of which a net is left out."""
+    """One row per pair of types, columns as in `table2.frame`; left_out counts pairs with a net that is left out."""
     return beside_paper(summary(pairs(inputs), KEY, selection["pairs"], ["barrier"]), 4, KEY)

@@ -22,7 +22,7 @@ TABLE = Table(
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a statement; holds is "yes" or "no"."""
+    """One row per statement; holds is "yes" or "no"."""
     statements = pd.DataFrame(inputs["theory"], columns=COLUMNS)
     return statements.assign(holds=statements["holds"].map({True: "yes", False: "no"}))
 
