@@ -395,8 +395,8 @@ def flip_merge(
         merged = _merge(traced, traced.copied(flipped), images, test, test_labels, FLIP, metrics, how)
     merged.checks |= checks
     if check_planted(traced, symmetry) is None:
-        what = f"not checked whether {symmetry.name} transforms the net correctly"
-        merged.notes.append(f"{what}, since it can't be run at a size at which its strides are symmetric")
+        why = "the net can't be run at a size at which its strides are symmetric"
+        merged.notes.append(f"not checked whether {symmetry.name} transforms the net correctly, since {why}")
     return merged
 
 
