@@ -33,7 +33,7 @@ BROKEN = [
     ("exact_gcnn", "invariance_error.exact", -1, "greater than or equal to 0"),
     ("exact_gcnn", "parameters.exact", 0.5, "valid integer"),
     ("exact_gcnn", "representations", {}, "at least 1 item"),
-    ("exact_gcnn", "representations.conv1.swapped", 3, "pairs of channels"),
+    ("exact_gcnn", "representations.conv1.swapped", 3, "an even number, and at least one channel"),
     ("symmetries", f"{ORBIT}.accuracy.whole", 5, "less than or equal to 1"),
     ("symmetries", f"{ORBIT}.accuracy.net", math.nan, "finite"),
     ("symmetries", "symmetries", {}, "those of the settings"),

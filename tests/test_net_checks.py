@@ -199,7 +199,7 @@ def test_nets_that_cant_be_measured_correctly_are_refused_before_the_work(net, l
 
 def test_integer_tensors_of_two_nets_have_to_be_equal():
     images = [torch.randn(8, 3, 32, 32)]
-    refused(lambda: merge(Table(0), Table(1), images), "table (torch.int64) of net_1 and of net_2", "differ")
+    refused(lambda: merge(Table(0), Table(1), images), "table (torch.int64) differs between net_1 and net_2")
     assert merge(Table(0), Table(0), images).accuracy["halfway"] == 1
 
 

@@ -1,7 +1,7 @@
-"""Measurements beyond the paper (docs/beyond.md): each is a module here that declares all there is to it.
+"""Measurements beyond the paper (docs/beyond.md): each is a module here that declares everything about it.
 
-Its name is that of its section in a scale's `beyond`, of its folder of records, and of their `kind`. Snakemake imports
-all of them at every start, so PyTorch and what needs it are imported by the functions that measure.
+The module's name is also that of its section in a scale's `beyond`, of its folder of records, and of their `kind`.
+Snakemake imports all modules at every start, so PyTorch and what needs it are imported in the functions that measure.
 """
 
 from importlib import import_module

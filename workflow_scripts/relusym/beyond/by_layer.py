@@ -18,8 +18,8 @@ class Options(declaration.Options):
 
 
 class Body(Fields):
-    """Each layer's equivariance error, and the barrier if it and all before it are merged. `lie_translation` and
-    `lie_rotation`: what each layer contributes to the Lie derivative; None if it isn't measured."""
+    """Each layer's equivariance error, and the barrier of merging it and all layers before it. `lie_translation` and
+    `lie_rotation`: each layer's contribution to the Lie derivative; None if it isn't measured."""
 
     equivariance_error: Annotated[dict[str, NotNegative], Field(min_length=1)]
     barrier_up_to: Annotated[dict[str, Barrier | None], Field(min_length=1)]
@@ -29,12 +29,12 @@ class Body(Fields):
 
 
 def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
-    """Records without it are those of before there was the option."""
+    """`lie_images` only if it is set, so that records from before the option existed stay valid."""
     return {"lie_images": section["lie_images"]} if section["lie_images"] else {}
 
 
 def measure(job: declaration.Job) -> dict[str, Any]:
-    """The fields of `Body` of one net."""
+    """The fields of `Body` for one net."""
     from relusym.channels.traced import as_traced
     from relusym.merging.aligned import align
     from relusym.merging.layers import equivariance_errors
@@ -50,7 +50,7 @@ def measure(job: declaration.Job) -> dict[str, Any]:
     if count := job.settings.get("lie_images"):
         measured = lie_derivative(traced, job.test, count)
         for name in TRANSFORMATIONS:
-            lie[f"lie_{name}"] = {layer: of_layer[name] for layer, of_layer in measured.layers.items()}
+            lie[f"lie_{name}"] = {layer: moves[name] for layer, moves in measured.layers.items()}
     matched = {name: ways["matched"] for name, ways in errors.items()}
     barriers = prefix_barriers(aligned, job.images, job.test, job.labels)
     return lie | {"equivariance_error": matched, "similarity": aligned.similarity, "barrier_up_to": barriers}

@@ -58,7 +58,7 @@ class Body(Fields):
 
 
 def measure(job: declaration.Job) -> dict[str, Any]:
-    """From a net to its aligned flipped self, or to another net."""
+    """The curve from a net to its aligned flipped self, or to another net."""
     from relusym.merging.aligned import align
     from relusym.merging.merge import curve
 

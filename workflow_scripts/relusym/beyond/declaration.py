@@ -1,4 +1,4 @@
-"""What a measurement beyond the paper declares, and what its options have in common with others'."""
+"""What a measurement beyond the paper declares, and the options that measurements share."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ OF_PAIRS = "which of the scale's `pairs`"
 
 
 class Selection(Section):
-    """Which nets a measurement is of."""
+    """Which nets are measured."""
 
     models: OrNull[Parts] = key("which types of nets", None)
     seeds: OrNull[Seeds] = key("null: all", None)
 
 
 class Options(Selection):
-    """What every measurement has that merges."""
+    """The options of every measurement that merges."""
 
     images: OrNull[Count] = key("training images to merge on; null: as many as for the model's tables", None)
 
 
-# Options that name those of `models` of which something more is measured.
+# Options that list those of `models` for which more is measured.
 PARTS_OF_MODELS = "from_scratch", "redundant", "towers"
 NOT_IN_SETTINGS = {*Options.model_fields, *PARTS_OF_MODELS, "pairs", "matching", "lie_images"}
 
@@ -53,12 +53,12 @@ def _as_in_settings(measured: dict | list, info: ValidationInfo) -> dict | list:
     return measured
 
 
-# A field of a record that is of what its settings, which stand before it, have under the same name, in that order
+# A record's field whose entries are those of the field of the same name in its `settings`, a field before it, in order
 AsInSettings = AfterValidator(_as_in_settings)
 
 
 class Job(Protocol):
-    """What a measurement reads, loaded when it is first asked for: a `measuring.merge.MergeJob`, which says more."""
+    """What a measurement reads, loaded at first use; see `measuring.merge.MergeJob`, which implements it."""
 
     names: list[tuple[str, int]]
     settings: Values
@@ -83,14 +83,14 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that the workflow has to know of a measurement."""
+    """All that the workflow has to know about a measurement."""
 
     options: type[Selection]  # its section in the config, below `beyond`; with `pairs`, it may be of two nets
-    body: type[Fields]  # what its record has, besides the header
-    measure: Callable[[Job], Values]  # the body
-    # what its record depends on besides its options and what is upstream, the nets and how they are merged: from its
-    # section, the first net's model, the settings upstream, and the epochs at which that net is kept
+    body: type[Fields]  # the record's fields besides the header
+    measure: Callable[[Job], Values]  # returns the body
+    # what the record depends on besides the options and the upstream settings (nets, and how they are merged), from the
+    # section, the first net's model, the upstream settings, and the epochs at which that net is kept
     settings: Callable[[Values, str, Values, list[int]], Values] = lambda *_: {}
     snapshots: Callable[[Values], list[int]] = lambda settings: []  # the epochs at which it reads a net
     flips_alone: bool = False  # whether its nets' symmetry has to be of order 2
-    several: bool = False  # whether it is of as many nets of a type as the largest of its option `counts`
+    several: bool = False  # whether it is of several nets of a type, as many as the largest of its `counts`

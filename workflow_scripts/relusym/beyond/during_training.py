@@ -39,7 +39,7 @@ class MeasuredEpoch(Fields):
         if barrier is None and "barrier" in info.data and info.data.get("accuracy"):
             raise contradiction("by the accuracy, there is a barrier")
         if isinstance(barrier, float) and "accuracy" in info.data:
-            # the mean of the net's accuracy and its flipped self's, which may be anything
+            # the mean accuracy of the net and its flipped self, if the latter's is 0 or 1
             means = info.data["accuracy"] / 2, (1 + info.data["accuracy"]) / 2
             low, high = sorted(barrier * mean for mean in means)
             if not low - ROUNDING <= absolute <= high + ROUNDING:
@@ -59,7 +59,7 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
 
 
 def measure(job: declaration.Job) -> dict[str, Any]:
-    """The fields of `MeasuredEpoch` at each epoch that the net was kept at, and at the end."""
+    """The fields of `MeasuredEpoch` at each epoch at which the net was kept, and at the end."""
     from relusym.merging.layers import equivariance_errors
     from relusym.merging.merge import flip_merge
 

@@ -1,4 +1,4 @@
-"""Exact GCNNs made of trained nets: how good they are, at once, after fine-tuning, and trained from the start."""
+"""Exact GCNNs made from trained nets: their accuracy at once, after fine-tuning, and when trained from scratch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 
 class FineTuning(Section):
-    """Of the exact GCNN and of the net itself."""
+    """Fine-tuning of the exact GCNN and of the net itself."""
 
     epochs: CountOption = Field(description="over the training images")
     learning_rate: Positive = Field(description="the peak, at the start")
@@ -38,7 +38,7 @@ class Options(declaration.Options):
     """A net turned into an exact GCNN, and fine-tuned."""
 
     matching: Literal["involution"] = Field(
-        "involution", description="the only one whose halfway net is a GCNN"
+        "involution", description="the only matching whose halfway net is a GCNN"
     )
     fine_tuning: FineTuning = Field(FineTuning(epochs=2, learning_rate=0.005), description="of both nets")
     from_scratch: declaration.Parts = Field(
@@ -47,11 +47,11 @@ class Options(declaration.Options):
 
 
 class Accuracy(Shares):
-    """Of all that the exact GCNN is compared with.
+    """Accuracies of the exact GCNN and of everything it is compared with.
 
     `test_time`: the net's logits averaged over all orientations; `halfway`: with REPAIR; `fine_tuned`: the net trained
-    on; `from_scratch`: the GCNN's mixture of representations trained by the net's recipe, if the settings name the net;
-    None if that diverged, or came out no better than chance.
+    further; `from_scratch`: the GCNN's mixture of representations trained by the net's recipe, if the options list the
+    model; None if that training diverged or ended no better than chance.
     """
 
     net: Share
@@ -73,7 +73,7 @@ class Errors(Fields):
 
 
 class Parameters(Fields):
-    """Of the exact GCNN, the free ones."""
+    """Numbers of parameters, of free ones for the exact GCNN."""
 
     net: Count
     exact: Count
@@ -89,7 +89,7 @@ class Representation(Fields):
     @classmethod
     def _has_channels(cls, swapped: int, info: ValidationInfo) -> int:
         if swapped % 2 or not swapped + info.data.get("fixed", 1):
-            raise contradiction("allowed are pairs of channels, and some channel in all")
+            raise contradiction("allowed is an even number, and at least one channel in all")
         return swapped
 
 
@@ -108,10 +108,10 @@ def settings(section: dict, model: str, upstream: Record, snapshots: list[int]) 
 
 
 def measure(job: declaration.Job) -> Record:
-    """The exact GCNN of one net, kept beside the checkpoints, and the accuracies of all that it is compared with.
+    """The fields of `Body` for one net, whose exact GCNN is kept beside the checkpoints.
 
     Raises:
-        UserError: a fine-tuning diverged; the exact GCNN isn't one.
+        UserError: fine-tuning diverged; the exact GCNN breaks the kernel constraint.
     """
     import torch
 
@@ -144,7 +144,7 @@ def measure(job: declaration.Job) -> Record:
     tested["exact_fine_tuned"] = tuned = trained(exact, tuning, job, "fine-tuning")
     if tested["fine_tuned"] is None or tuned is None:
         raise UserError(
-            f"exact_gcnn: fine-tuning {model} diverged: make its learning rate smaller, "
+            f"exact_gcnn: fine-tuning {model} diverged: lower its learning rate, "
             "beyond.exact_gcnn.fine_tuning.learning_rate"
         )
     if job.settings["from_scratch"]:
@@ -217,7 +217,7 @@ def trained(net: nn.Module, recipe: Recipe, job: declaration.Job, name: str) -> 
 def save(
     path: Path, net: TiedNet, settings: Record, permutations: dict[str, list[int]], shape: tuple[int, ...]
 ) -> None:
-    """Keep an exact GCNN, with all that `load` needs: no ordinary net beside it."""
+    """Save an exact GCNN with everything that `load` needs, without the ordinary net."""
     classes = getattr(net.plain, net.plain.head).out_features
     about = {"kind": "exact_gcnn", "settings": settings, "classes": classes}
     kept = ("free.", *(f"plain.{name}" for name, _ in net.plain.named_buffers()))
@@ -229,7 +229,7 @@ def load(path: Path, device: torch.device) -> TiedNet:
     """An exact GCNN, in evaluation mode.
 
     Raises:
-        UserError: the checkpoint is truncated, foreign, or of something else.
+        UserError: the checkpoint is truncated, or doesn't hold an exact GCNN.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Barriers by what may be permuted between layers, of nets with redundant channels, and of nets made invariant."""
+"""Barriers by the transformations allowed between layers, of redundant nets, and of nets made invariant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from relusym.merging.merge import Merge
 
-# What leaves a layer's activation as it is, beside permutations.
+# activation → the matching by the group that commutes with it, where that is larger than permutations
 LARGER_GROUP = {"relu": "scaled_activation", "leaky_relu": "scaled_activation", "tanh": "signed_activation"}
 EDITS = "silent", "unread", "duplicated", "split"  # of `channels.redundancy`, which imports PyTorch
 TOWERS = "towers", "towers_apart"
@@ -43,8 +43,8 @@ class Barriers(Fields):
 class Variant(Fields):
     """A net merged with its flipped self.
 
-    `similarity`: mean over all channels; `gone`: of a net without the channels that it could do without, how many;
-    `negative`: how many channels go with another's negative; `spread`: of the logarithms of the factors' sizes.
+    `similarity`: mean over all channels; `gone`: the number of redundant channels removed, None for variants that keep
+    all; `negative`: the number of channels matched to another's negative; `spread`: standard deviation of log |factor|.
     """
 
     accuracy: Accuracy
@@ -72,7 +72,7 @@ class Body(Fields):
 
 
 def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
-    """What is measured of a net, in order."""
+    """The variants of a net that are measured, in order."""
     activation = upstream["trained"][0]["network"].get("activation", "relu")
     variants = ["activation", *([LARGER_GROUP[activation]] if activation in LARGER_GROUP else [])]
     if model in section["redundant"]:
@@ -82,8 +82,8 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
 
 
 def measure(job: declaration.Job) -> dict[str, Any]:
-    """The net by each matching; with redundant channels, and rid of them; with its flipped self in one of two towers.
-    Raises: UserError: a net that was edited so that its function stays computes another."""
+    """Merge the net by each matching, with redundant channels added and removed, and made invariant by two towers.
+    Raises: UserError: an edit that should preserve the net's function changed it."""
     import torch
 
     from relusym.channels.redundancy import reduced, redundant, towers
@@ -109,7 +109,7 @@ def measure(job: declaration.Job) -> dict[str, Any]:
         net, gone, matching = plain, None, "activation"
         if name in ("activation", *LARGER_GROUP.values()):
             matching = name
-        elif name == "pruned":  # of what is dead on these images, of which `x` are some
+        elif name == "pruned":  # channels that are dead on these images, which include `x`
             deviations = pair_statistics(plain, plain, job.images, groups).deviations
             silent = {group: both[0] == 0 for group, both in deviations.items()}
             net, gone = reduced(plain, groups, silent)

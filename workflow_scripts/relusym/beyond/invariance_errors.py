@@ -18,7 +18,7 @@ class Accuracy(Shares):
 
 
 class Errors(Fields):
-    """Over all test images, all training images, and a random crop of each of these, as in training."""
+    """Over all test images, all training images, and a random crop of each training image, as in training."""
 
     test: NotNegative
     train: NotNegative
@@ -36,7 +36,7 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
 
 
 def measure(job: declaration.Job) -> dict[str, Any]:
-    """The fields of `Body` of one net."""
+    """The fields of `Body` for one net."""
     import torch
 
     from relusym.data.augmentation import Augmented

@@ -53,7 +53,7 @@ class OrbitMerge(Fields):
     def _follows_from_accuracies(cls, barrier: OrbitBarrier, info: ValidationInfo) -> OrbitBarrier:
         if "accuracy" in info.data and "order" in info.data:
             accuracy = info.data["accuracy"]
-            # a larger orbit's record doesn't have the accuracy of the once transformed net by itself
+            # the record of a larger orbit lacks the accuracy of the once-transformed net, a pairwise endpoint
             whole = [name for name in OrbitBarrier.model_fields if name.startswith("whole")]
             for name in whole if info.data["order"] > 2 else OrbitBarrier.model_fields:
                 check_barrier(name, getattr(barrier, name), accuracy.orbit, getattr(accuracy, name))
@@ -74,14 +74,14 @@ class Body(Fields):
 
 
 def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
-    """All symmetries of a net that was trained for none; else its own alone."""
+    """All symmetries for a net that was trained for none; otherwise only the net's symmetry."""
     training = upstream["trained"][0]["training"]
     trained_for_none = not training["augmentation"] and training["invariance_from"] is None
     return {"symmetries": [*SYMMETRIES] if trained_for_none else [upstream["symmetry"]]}
 
 
 def measure(job: declaration.Job) -> dict[str, Any]:
-    """Of each symmetry: `OrbitMerge`, with the invariance error over the test images."""
+    """For each symmetry, the fields of `OrbitMerge`, with the invariance error over the test images."""
     from relusym.evaluation.invariance import invariance_error
     from relusym.merging.many import orbit_merge
 

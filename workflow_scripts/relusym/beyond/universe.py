@@ -1,4 +1,4 @@
-"""Several nets of a type merged to one, matched to one universe of channels or each to the first."""
+"""Several nets of a type merged into one, matched to one universe of channels or each to the first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _ascending(counts: list[int]) -> list[int]:
 
 
 class Options(declaration.Options):
-    """Several nets of a type merged to one: those of each of `seeds` and of the seeds that follow it, cyclically."""
+    """Several nets of a type merged into one: those of each of `seeds` and of the seeds that follow it, cyclically."""
 
     counts: Annotated[
         list[Annotated[int, Field(ge=3, le=32), Number]], Field(min_length=1), AfterValidator(_ascending)
@@ -28,7 +28,7 @@ class Options(declaration.Options):
 
 
 class Merged(Fields):
-    """Of so many nets: `mean` and `ensemble`, of the nets' accuracies and of their mean logits; the merged nets."""
+    """For one count: the nets' `mean` accuracy, that of their mean logits (`ensemble`), and the merged nets."""
 
     mean: Share
     ensemble: Share
@@ -48,10 +48,10 @@ class Merged(Fields):
 
 
 class Body(Fields):
-    """What is measured of the most nets that are merged, and of so many of them.
+    """Measurements of as many nets as the largest count, and of each count of them.
 
-    `accuracy`: each net's. `cycles`: the share of channels that pairwise matchings bring from the first net to the
-    second, the third and back to where they were; of a universe, all are. `similarity`: by channel group, the mean
+    `accuracy`: each net's. `cycles`: the share of channels that return to themselves by the pairwise matchings from the
+    first net to the second, the third and back; in a universe, all do. `similarity`: by channel group, the mean
     correlation of matched channels over all pairs of nets, in a universe.
     """
 
@@ -94,23 +94,23 @@ def measure(job: declaration.Job) -> dict[str, Any]:
     merged, similarity = {}, {}
     for count in job.settings["counts"]:
         nets, mean = traced[:count], sum(accuracies[:count]) / count
-        of_merged = {}
+        scores = {}
         for name, matching in {"universe": UNIVERSE, "pairwise": job.matched_by["matching"]}.items():
             aligned = align_many(
                 nets, job.images, **job.matched_by | {"matching": matching}, measured=measured
             )
             inner, _ = corrected(aligned.mean(), aligned.targets(), job.images)
-            of_merged[name] = accuracy_of(inner["repaired"], job.test, job.labels)
+            scores[name] = accuracy_of(inner["repaired"], job.test, job.labels)
             plain = inner.get("reset", inner["halfway"])
-            of_merged[f"{name}_no_repair"] = accuracy_of(plain, job.test, job.labels)
+            scores[f"{name}_no_repair"] = accuracy_of(plain, job.test, job.labels)
             if matching == UNIVERSE:
                 apart = ~torch.eye(count, dtype=torch.bool)
                 similarity = {
                     group: float(table[apart].mean()) for group, table in aligned.similarity.items()
                 }
         ensemble = accuracy_of(Ensemble(*job.plain[:count]), job.test, job.labels)
-        barriers = {name: barrier(mean, value) for name, value in of_merged.items()}
-        merged[str(count)] = {"mean": mean, "ensemble": ensemble, "accuracy": of_merged, "barrier": barriers}
+        barriers = {name: barrier(mean, value) for name, value in scores.items()}
+        merged[str(count)] = {"mean": mean, "ensemble": ensemble, "accuracy": scores, "barrier": barriers}
     tables, there = measured.by_net(traced[0].groups), {}
     for here, other in ((0, 1), (1, 2), (2, 0)):
         pair = assigned(traced[0].groups, {name: table[here, :, other] for name, table in tables.items()})

@@ -1,4 +1,4 @@
-"""Two nets whose channels match: what any merge of them starts from, halfway or elsewhere, of all layers or of some."""
+"""Nets with matched channels, from which every merge starts, halfway or elsewhere, of all layers or of some."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -37,10 +37,10 @@ Visit = Callable[[str, list[Tensor]], None]
 
 
 class Lockstep:
-    """Nets of the same graph that advance node by node together, so that no net's activations are ever all held.
+    """Nets with the same graph that run node by node together, so that no net's activations are all held at once.
 
     Args:
-        nets: traced nets (`channel_groups.trace`) of one architecture.
+        nets: graphs of traced nets (`TracedNet.module`) of one architecture.
 
     Raises:
         UserError: the graphs or the shapes of their tensors differ.
@@ -50,7 +50,7 @@ class Lockstep:
         self.interpreters = [Layers(net, {}) for net in nets]
         self.nodes = [list(net.graph.nodes) for net in nets]
         if any(_architecture(net) != _architecture(nets[0]) for net in nets[1:]):
-            raise UserError("the nets are of different architecture: only nets of one can be merged")
+            raise UserError("the nets are of different architecture: only nets of the same one can be merged")
 
     def run(self, inputs: list[Tensor], visit: Visit) -> list[Tensor]:
         """The nets' outputs on `inputs`, one each; `visit` sees every node's outputs before any later node runs.
@@ -78,20 +78,20 @@ def _architecture(net: fx.GraphModule) -> tuple:
 
 
 EPSILON = 1e-4  # added to σσ′, so that dead channels correlate with nothing
-# Called with a batch's outputs, of either net, and the labels that the batch brings, if it does.
+# Called with the outputs of all nets on a batch, and the batch's labels, if it has any.
 Answered = Callable[[list[Any], Tensor | None], None]
-PIECE = 2**23  # entries of a feature map that are added up at once: more would cost memory and gain no time
+PIECE = 2**23  # entries of feature maps that are added up at once: more would cost memory and save no time
 
 
 @dataclass
 class PairStatistics:
-    """What passes over the images measure of two nets, or more.
+    """Channel statistics of two nets or more, over all images.
 
     Attributes:
         correlations: group name → Pearson correlations of the first net's channels with the second's, float64 (C, C),
-            after ReLU. Of N nets, of all nets' channels, net by net, with all nets', (NC, NC).
-        statistics: of each net, statistics of what REPAIR corrects, by the names of `repair.repair_points`.
-        deviations: group name → standard deviations of either net's channels, as of `correlations`; empty of N nets.
+            after ReLU; for N nets, of all nets' channels, net by net, with all nets' channels, (NC, NC).
+        statistics: each net's statistics of the outputs that REPAIR corrects, by the names of `repair.repair_points`.
+        deviations: group name → standard deviations of the channels of both nets, float64 (C,); empty for N nets.
     """
 
     correlations: dict[str, Tensor]
@@ -99,7 +99,7 @@ class PairStatistics:
     deviations: dict[str, tuple[Tensor, Tensor]]
 
     def by_net(self, groups: list[ChannelGroup], count: int | None = None) -> dict[str, Tensor]:
-        """Of N nets, or the first so many: group name → correlations, float64 (N, C, N, C)."""
+        """Group name → correlations of all N nets, or of the first `count`, float64 (N, C, N, C)."""
         sizes = {group.name: (-1, group.size) for group in groups}
         return {
             name: table.unflatten(1, sizes[name]).unflatten(0, sizes[name])[:count, :, :count]
@@ -114,7 +114,7 @@ def pair_statistics(
     groups: list[ChannelGroup],
     answered: Answered | None = None,
 ) -> PairStatistics:
-    """`joint_statistics` of two nets, whose channels are correlated with the other net's alone."""
+    """`joint_statistics` of two nets, each net's channels correlated only with the other net's."""
     return joint_statistics([first, second], images, groups, answered, all_with_all=False)
 
 
@@ -127,16 +127,16 @@ def joint_statistics(
     *,
     all_with_all: bool = True,
 ) -> PairStatistics:
-    """One pass of all nets over `images`; no more than one batch of one layer's activations is held.
+    """Run all nets over `images` in one pass that holds no more than one batch of one layer's activations.
 
-    One pass serves all groups: a layer permuted together with the next layer's inputs leaves all later activations as
-    they were. It also serves REPAIR, but for nets with batch norm: those are matched as trained, in evaluation mode,
-    and their statistics taken in training mode, in a pass of its own (`block_statistics`).
+    One pass serves all groups: permuting a layer together with the next layer's inputs leaves all later activations
+    unchanged. It also serves REPAIR, except for nets with batch norm: these are matched as trained, in evaluation mode,
+    and REPAIR's statistics are taken in training mode, in a separate pass (`block_statistics`).
 
     Args:
-        groups: those to match; none leaves correlations out.
-        answered: sees the nets' outputs, in evaluation mode, without a pass of their own.
-        all_with_all: whether each net's channels are correlated with those of all.
+        groups: the groups to match; if empty, correlations are left out.
+        answered: called with the nets' outputs, in evaluation mode, which saves a separate pass.
+        all_with_all: whether each net's channels are correlated with those of all nets.
 
     Raises:
         UserError: the nets are of different architecture.
@@ -192,7 +192,7 @@ def interpolate(first: nn.Module, second: nn.Module, share: float) -> nn.Module:
 
 
 def distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of numbers that can be averaged, each under one name, though layers share it."""
+    """The floating-point tensors, which can be averaged, each under one name even if layers share it."""
     memory = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
     return {name: tensor for name, tensor in state.items()
             if tensor.is_floating_point() and memory[tensor.data_ptr()] == name}  # fmt: skip
@@ -206,11 +206,11 @@ class Aligned:
         traced: the first net.
         second: the second net, its channels in the first one's order.
         groups: their channel groups.
-        permutations: group name → int64 (C,): channel i went with channel `permutation[i]` of the second net as it was.
+        permutations: group name → int64 (C,): channel i is channel `permutation[i]` of the second net before permuting.
         similarity: group name → mean correlation of the matched channels.
-        statistics: either net's, by the names of `repair.repair_points`, in the first one's order.
-        checks: of `identities`, that the second net's logits are what they were.
-        search: of a matching that searches, what its starts came to.
+        statistics: both nets', by the names of `repair.repair_points`, in the first one's order.
+        checks: from `identities`, that permuting the second net leaves its logits unchanged.
+        search: the results of all starts, for a matching that searches.
         factors: group name → float (C,), by which the second net's channels were multiplied, in the first one's order.
     """
 
@@ -234,7 +234,7 @@ class Aligned:
         return self.traced.copied(interpolate(self.first, self.second, share))
 
     def targets(self, share: float = 0.5) -> Targets:
-        """REPAIR's target statistics of the net at that place."""
+        """REPAIR's target statistics for `interpolate(share)`."""
         first, second = self.statistics
         return {name: first[name].towards(second[name], share) for name in first}
 
@@ -245,13 +245,13 @@ def check_shapes(first: nn.Module, second: nn.Module) -> None:
     if shapes != others:
         differing = next(key for key in {**shapes, **others} if shapes.get(key) != others.get(key))
         raise UserError(
-            f"the nets are of different architecture, as in {differing}: only nets of one can be merged"
+            f"the nets are of different architecture, as in {differing}: only nets of the same one can be merged"
         )
 
 
 def _check_function(first: TracedNet, second: TracedNet, x: Tensor) -> None:
     """Raises UserError if the first net can't hold the second's weights, or computes something else with them."""
-    if second.graph is first.graph:  # a copy of it
+    if second.graph is first.graph:  # a copy
         return
     check_shapes(first.net, second.net)
     with_weights = deepcopy(first.net)
@@ -259,8 +259,8 @@ def _check_function(first: TracedNet, second: TracedNet, x: Tensor) -> None:
     logits = [answers(traced.module(net), x) for traced, net in ((second, second.net), (first, with_weights))]
     if not largest_difference(*logits) < LIMITS["permuted_logits"][0]:
         raise UserError(
-            "the nets are of different architecture: with the second's weights, the first computes something else than "
-            "the second, so an activation, an option or a tensor that isn't in the state dict differs"
+            "the nets are of different architecture: with the second's weights, the first doesn't compute what the "
+            "second does, so an activation, an option or a tensor that isn't in the state dict differs"
         )
 
 
@@ -276,7 +276,7 @@ def align(
     order: int | None = None,
     answered: Answered | None = None,
 ) -> Aligned:
-    """Match the channels of `second` to those of `first`; arguments and errors as of `merge.merge`."""
+    """Match the channels of `second` to those of `first`; arguments and errors as in `merge.merge`."""
     first, second = (as_traced(net, images.shape) for net in (first, second))
     groups, x = first.groups, images.first(CHECK_IMAGES, device_of(first.net))
     _check_function(first, second, x)
@@ -303,7 +303,7 @@ def in_order(
     factors: dict[str, Tensor],
     graph: fx.GraphModule,
 ) -> Targets:
-    """A net's statistics as they are once its channels are permuted and multiplied."""
+    """A net's statistics after its channels are permuted and multiplied."""
     points, ordered = repair_points(graph), {}
     for node in graph.graph.nodes:
         if (name := points.get(node.name)) in statistics:
@@ -319,7 +319,7 @@ def in_order(
 
 # ---- more nets than two
 
-UNIVERSE, CYCLIC = "universe", "cyclic"  # matchings of several nets, beside those of pairs to the first
+UNIVERSE, CYCLIC = "universe", "cyclic"  # matchings of several nets, besides matching each to the first
 
 
 @dataclass(frozen=True)
@@ -328,12 +328,12 @@ class AlignedNets:
 
     Attributes:
         traced: the first net.
-        nets: all, in the first one's order.
+        nets: all nets, their channels in the first one's order.
         groups: their channel groups.
-        permutations: of each net: group name → int64 (C,): channel i is its channel `permutation[i]` as it was.
-        similarity: group name → mean correlations of each two nets' matched channels, float64 (N, N).
+        permutations: for each net, group name → int64 (C,): channel i is channel `permutation[i]` before permuting.
+        similarity: group name → mean correlations of the matched channels of each pair of nets, float64 (N, N).
         statistics: each net's, by the names of `repair.repair_points`, in the first one's order.
-        checks: of `identities`, that the nets' logits are what they were.
+        checks: from `identities`, that permuting the nets leaves their logits unchanged.
     """
 
     traced: TracedNet
@@ -346,14 +346,14 @@ class AlignedNets:
 
     @torch.no_grad()
     def mean(self, count: int | None = None) -> TracedNet:
-        """The net whose every weight is the mean of all nets', or of the first so many."""
+        """The net whose every weight is the mean over all nets, or over the first `count`."""
         mean = self.nets[0]
         for number, net in enumerate(self.nets[1:count], 2):
             mean = interpolate(mean, net, 1 / number)
         return self.traced.copied(mean)
 
     def targets(self, count: int | None = None) -> Targets:
-        """REPAIR's target statistics of it."""
+        """REPAIR's target statistics for `mean(count)`."""
         targets = self.statistics[0]
         for number, others in enumerate(self.statistics[1:count], 2):
             targets = {name: target.towards(others[name], 1 / number) for name, target in targets.items()}
@@ -375,13 +375,13 @@ def align_many(
     """Match the channels of several nets.
 
     Args:
-        matching: "universe", cycle-consistent; "cyclic", if the nets are a net's transformed selves, by each power of a
-            symmetry in order; or a name in `matching.MATCHINGS`, by which each is matched to the first alone.
-        order: of the symmetry, if the second net is the first transformed by it.
-        measured: of `joint_statistics` of these nets, or of more that begin with them, if it is there already.
+        matching: "universe", cycle-consistent; "cyclic", for one net transformed by all powers of a symmetry in order;
+            or a name in `matching.MATCHINGS`, by which each is matched to the first alone.
+        order: the symmetry's order, if the second net is the first transformed by it.
+        measured: `joint_statistics` of these nets, or of more that begin with these, if measured already.
 
     Raises:
-        UserError: as of `merge.merge`; or as of `cyclic.cyclic`.
+        UserError: as in `merge.merge` and `cyclic.cyclic`.
     """
     if matching not in (UNIVERSE, CYCLIC, *MATCHINGS):
         raise UserError(one_of("matching", matching, (UNIVERSE, CYCLIC, *MATCHINGS)))
@@ -403,10 +403,10 @@ def align_many(
     else:
         permutations = [{group.name: torch.arange(group.size) for group in groups}]
         for i in range(1, count):
-            of_pair = {name: table[0, :, i] for name, table in tables.items()}
+            to_first = {name: table[0, :, i] for name, table in tables.items()}
             how = generator(seed, matching), order if i == 1 else None, starts
             permutations.append(
-                match(matching, Pair((states[0], states[i]), groups, of_pair, *how)).permutations
+                match(matching, Pair((states[0], states[i]), groups, to_first, *how)).permutations
             )
     aligned, checks = [first.net], {}
     for traced, permutation in zip(all_traced[1:], permutations[1:], strict=True):
@@ -415,9 +415,9 @@ def align_many(
         logits = [answers(first.module(net), x) for net in (traced.net, aligned[-1])]
         checks["permuted_logits"] = max(largest_difference(*logits), checks.get("permuted_logits", 0.0))
     hold(checks)
-    statistics = [in_order(of_net, groups, permutation, {}, first.module())
-                  for of_net, permutation in zip(measured.statistics, permutations, strict=False)]  # fmt: skip
-    similarity = {name: _matched(table, torch.stack([of_net[name] for of_net in permutations]))
+    statistics = [in_order(unordered, groups, permutation, {}, first.module())
+                  for unordered, permutation in zip(measured.statistics, permutations, strict=False)]  # fmt: skip
+    similarity = {name: _matched(table, torch.stack([by_group[name] for by_group in permutations]))
                   for name, table in tables.items()}  # fmt: skip
     return AlignedNets(first, aligned, groups, permutations, similarity, statistics, checks)
 

@@ -1,4 +1,4 @@
-"""From a net and the involutions that match it to its flipped self: a GCNN, exactly (section 3, equation (3))."""
+"""An exact GCNN, from a net and the involutions that match it to its flipped self (section 3, equation (3))."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -21,9 +21,9 @@ Permutations = dict[str, Tensor]
 
 
 def corrected_halfway(aligned: Aligned, images: ImageSource) -> nn.Module:
-    """The net halfway with REPAIR of the layers that have a bias; one with batch norm is reset.
+    """The net halfway with REPAIR of the layers that have a bias or, with batch norm, with its batch norms reset.
 
-    So it is of the net's class: REPAIR would give the other layers a bias, and a net with batch norm more layers.
+    This keeps the architecture: REPAIR would add biases to the other layers, and layers to a net with batch norm.
     """
     halfway = aligned.interpolate(0.5)
     if has_batch_norm(halfway.net):
@@ -40,7 +40,7 @@ def matched_self(
     """The transformed net, its channels permuted to match: W ↦ P₁τ(W)P₀ᵀ.
 
     Args:
-        net: if it is traced, what belongs to single pixels moves, too (`pixels.transform.transformed`).
+        net: if it is traced, parameters of single pixels are moved, too (`pixels.transform.transformed`).
     """
     moved = transformed(net, symmetry) if isinstance(net, TracedNet) else symmetry.transform(net)
     moved.load_state_dict(permute(moved.state_dict(), groups, permutations))
@@ -48,7 +48,7 @@ def matched_self(
 
 
 def _powers(net: nn.Module | TracedNet, copy: nn.Module, *how: Any) -> Iterator[dict[str, Tensor]]:
-    """The states of a copy of the net that is once, twice, … its `matched_self`; without end."""
+    """The states of a copy after applying `matched_self` once, twice, …, without end."""
     while True:
         copy = matched_self(net.copied(copy) if isinstance(net, TracedNet) else copy, *how)
         yield copy.state_dict()
@@ -58,14 +58,14 @@ def _powers(net: nn.Module | TracedNet, copy: nn.Module, *how: Any) -> Iterator[
 def project(
     net: nn.Module | TracedNet, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Permutations
 ) -> nn.Module:
-    """The nearest net that satisfies the kernel constraint: the mean over the group, of a flip ½(W + P₁τ(W)P₀ᵀ).
+    """The nearest net that satisfies the kernel constraint: the mean over the group, for a flip ½(W + P₁τ(W)P₀ᵀ).
 
     Args:
-        net: as of `matched_self`.
-        permutations: with Pⁿ = 1, n the symmetry's order, as of `cyclic.involution` or `cyclic.cyclic`.
+        net: as in `matched_self`.
+        permutations: with Pⁿ = 1, n the symmetry's order, such as those of `cyclic.involution` or `cyclic.cyclic`.
 
     Raises:
-        ValueError: they haven't.
+        ValueError: Pⁿ ≠ 1.
     """
     plain = net.net if isinstance(net, TracedNet) else net
     total = deepcopy(plain)
@@ -73,7 +73,7 @@ def project(
     powers = _powers(net, plain, symmetry, groups, permutations)
     *others, back = islice(powers, symmetry.order)
     if any(not torch.equal(tensor, back[name]) for name, tensor in plain.state_dict().items()):
-        raise ValueError(f"the permutations aren't of order {symmetry.order}, so that the mean is no GCNN")
+        raise ValueError(f"the permutations aren't of order {symmetry.order}, so the mean isn't a GCNN")
     for name, tensor in sums.items():
         for state in others:
             tensor.add_(state[name])
@@ -87,7 +87,7 @@ def orbits(
 ) -> dict[str, Tensor]:
     """Which entries of each tensor the constraint makes equal: int64 of its shape, orbits numbered from 0.
 
-    Args: as of `project`.
+    Args: as in `project`.
     """
     numbered = deepcopy(net.net if isinstance(net, TracedNet) else net).double()  # exact up to 2⁵³
     least = {
@@ -106,10 +106,10 @@ def orbits(
 def exact_gcnn(
     net: nn.Module | TracedNet, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Permutations
 ) -> TiedNet:
-    """`net`, made to satisfy the kernel constraint exactly, as a net that can't but satisfy it.
+    """`net` projected onto the kernel constraint, as a net that satisfies it for all values of its parameters.
 
     Args:
-        net: an ordinary net, such as the halfway net with REPAIR; as of `matched_self`.
-        permutations: as of `project`.
+        net: an ordinary net, such as the halfway net with REPAIR; see `matched_self`.
+        permutations: as in `project`.
     """
     return TiedNet(project(net, symmetry, groups, permutations), orbits(net, symmetry, groups, permutations))

@@ -1,23 +1,23 @@
 """An exact GCNN with half of the multiplications, in ordinary layers ("Flopping for FLOPs", arXiv 2502.05169).
 
-Let a layer read swapped channels x₁, x₂ and write swapped y₁, y₂; let a be the kernel from x₁ to y₁ and b that from x₂
-to y₁. By the kernel constraint, equation (3), those to y₂ are their mirror images, so that, with the kernel's columns
-numbered by t, t' the mirror image of t, and x(t) what column t reads at a place,
+Let a layer read swapped channels x₁, x₂ and write swapped channels y₁, y₂; let a be the kernel from x₁ to y₁, and b the
+kernel from x₂ to y₁. By the kernel constraint, equation (3), the kernels to y₂ are their mirror images. Number the
+kernel's columns by t, let t' be the mirror image of t, and x(t) what column t reads at a position. Then
 
     y₁ = Σ a(t) x₁(t) + b(t) x₂(t)   and   y₂ = Σ b(t') x₁(t) + a(t') x₂(t), hence
     y₁ ± y₂ = Σ (a(t) ± b(t')) (x₁(t) ± x₂(t')).
 
-Two convolutions take the place of one: the even one reads k columns of sums of channels and writes half of the
-channels, the odd one does so of differences. Each column is a channel of its own, so their kernels are one column wide,
-and each has a quarter of the multiplications. A fixed channel is x₁ = x₂: its columns t and t' are added and
-subtracted, which leaves (k + 1)/2 columns to the even and (k - 1)/2 to the odd convolution; fixed channels that are
-written are even alone. Between fixed channels, 3×3 kernels so save a third, and 1×1 kernels nothing.
+Two convolutions replace one: the even one reads k columns of sums of channels and writes half of the channels, the odd
+one does the same with differences. Each column becomes a channel, so the kernels are one column wide, and each
+convolution has a quarter of the multiplications. For a fixed channel, x₁ = x₂: its columns t and t' are added and
+subtracted, which leaves (k + 1)/2 columns to the even and (k - 1)/2 to the odd convolution; only the even convolution
+writes fixed channels. Between fixed channels, this saves a third of a 3×3 kernel, and nothing of a 1×1 kernel.
 
-What does not save anything: to compute y₁ alone since y₂ is "its mirror image". It is that of y₁ on the mirrored image,
-not on this one. Nor to fold the maps themselves, x₁(w) ± x₂(W - 1 - w): that halves them as well, but mirrored places
-are far apart, so a small kernel becomes two, x(w) and x(W - 1 - w), and as many multiplications as before.
+Two other ideas save nothing. One is to compute only y₁, as y₂ is "its mirror image": it is that of y₁ on the mirrored
+image, not on this one. The other is to fold the maps themselves, x₁(w) ± x₂(W - 1 - w): this halves them, too,
+but mirrored positions are far apart, so a small kernel becomes two, on x(w) and x(W - 1 - w), which save nothing.
 
-All this is of a flip; nothing depends on the images' size, nor on whether strides are symmetric at it.
+All this holds for flips, at any image size, whether or not strides are symmetric there.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ from relusym.pixels.flow import PixelFlow
 from relusym.pixels.grid import axes
 from relusym.symmetry import Symmetry
 
-# Multiplications that a layer has to save at each place for a channel that it reads or writes, to be folded: sums and
-# differences take time, too. Of 3×3 kernels, those from 128 to 128 channels (288, if all are swapped) lost time where
-# it was measured, and those from 128 to 256 (384) won.
+# A layer is folded if it saves this many multiplications per position for each channel that it reads or writes, since
+# sums and differences take time, too. When measured, folding 3×3 kernels from 128 to 128 channels (288, if all are
+# swapped) lost time, and folding those from 128 to 256 (384) saved time.
 WORTHWHILE = 320
-# Share of its multiplications that a layer may keep to be folded in a compiled net. Convolutions write 16 channels at
-# once, so those of 37 and 27, of 64 channels of which 10 are fixed, take as long as those of 48 and 32: that lost time.
+# In a compiled net, a layer is folded if it keeps at most this share of its multiplications. Convolutions write 16
+# channels at once, so the 37 and 27 channels into which 64, 10 of them fixed, are folded take as long as 48 and 32:
+# that lost time.
 COMPILED_SHARE, AT_ONCE = 0.6, 16
 CHANNELWISE = (
     *(layer for layer in ACTIVATIONS if layer is not nn.PReLU),
@@ -63,13 +64,14 @@ class Folded(nn.Module):
 
     Attributes:
         even, odd: ordinary layers; `odd` is None if nothing that is read or written is odd.
-        read, written: how many channels are the first of two, the second, and fixed; parts without any are left out.
-        gather, order: where those read stand, and those written belong, if they aren't in that order; else None.
+        read, written: the numbers of channels that are first and second in pairs, and fixed; zeros are left out.
+        gather, order: indices that bring channels read into this order, and channels written out of it; None for
+            channels already in this order.
 
     Args:
-        layer: satisfies the kernel constraint; of a convolution, with groups 1 and zeros for padding.
-        reads, writes: which channel each goes with, int64 (C_in,) and (C_out,).
-        axis: of a map, -1 columns or -2 rows: which the flip reverses.
+        layer: a layer that satisfies the kernel constraint; a convolution has one group and zero padding.
+        reads, writes: each channel's partner, int64 (C_in,) and (C_out,).
+        axis: the dimension of a map that the flip reverses: -1 (columns) or -2 (rows).
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, reads: Tensor, writes: Tensor, axis: int):
@@ -93,7 +95,7 @@ class Folded(nn.Module):
         if layer.bias is not None:
             self.even.bias = nn.Parameter(layer.bias.detach()[torch.cat([pair, alone])])
         if self.conv:
-            at = axis + 2  # of what is given along rows and along columns
+            at = axis + 2  # in options given for rows and columns
             self.stride, self.dilation, self.padding = (
                 side[at] for side in (layer.stride, layer.dilation, layer.padding)
             )
@@ -102,7 +104,7 @@ class Folded(nn.Module):
     def _layer(
         self, layer: nn.Module, taps: list[Tensor], fixed_taps: list[Tensor], reads: Tensor
     ) -> nn.Module | None:
-        """An ordinary layer that reads the taps of the first of each two channels, then those of fixed channels."""
+        """An ordinary layer that reads the taps of the first channel of each pair, then those of fixed channels."""
         first, _, fixed = _parts(reads)
         weight = torch.cat([tap[:, first] for tap in taps] + [tap[:, fixed] for tap in fixed_taps], 1)
         if not weight.numel():
@@ -122,12 +124,12 @@ class Folded(nn.Module):
     def forward(
         self, x: Tensor | list[Tensor], apart: bool = False, write_out: bool = False
     ) -> Tensor | list[Tensor]:
-        """What the layer gives, up to rounding; its channels are last in memory.
+        """The output of the original layer, up to rounding, with channels last in memory.
 
         Args:
-            x: the layer's input, or its parts, as of `read`.
-            apart: whether its parts are returned, as of `written`.
-            write_out: whether padding starts a new pass over memory, compiled: where x takes long to compute.
+            x: the layer's input, or its parts, as in `read`.
+            apart: whether the output's parts are returned, as in `written`.
+            write_out: whether padding starts a new pass over memory when compiled, as for an x that is slow to compute.
         """
         if isinstance(x, Tensor):
             x = x if self.gather is None else x.index_select(self.dim, self.gather)
@@ -157,7 +159,7 @@ class Folded(nn.Module):
         return layer(torch.cat(columns, -1).movedim(-1, self.dim))
 
     def _columns(self, part: Tensor, write_out: bool) -> list[Tensor]:
-        """What each of the kernel's columns reads of these channels, which are last, at every place."""
+        """What each of the kernel's columns reads of these channels, in the last dimension, at every position."""
         if not self.conv:
             return [part]
         dim = self.axis - 1
@@ -174,19 +176,19 @@ class Folded(nn.Module):
 
 
 def joined(parts: list[Tensor], dim: int = 1) -> Tensor:
-    """Parts of the channels together; in memory they are last, as `torch.cat` alone wouldn't have them, compiled."""
+    """Concatenate parts of the channels, with channels last in memory, which `torch.cat` alone loses when compiled."""
     return torch.cat([part.movedim(dim, -1) for part in parts], -1).movedim(-1, dim)
 
 
 def _parts(partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The first and the second of each two channels that an involution swaps, and those that it fixes."""
+    """The first and the second channels of the pairs that an involution swaps, and the channels that it fixes."""
     channels = torch.arange(len(partner))
     first = channels[channels < partner]
     return first, partner[first], channels[channels == partner]
 
 
 class Parts(list[fx.Proxy]):
-    """A tensor's channels in parts, as of `Folded.written`; `pooled` as a max pool gave them."""
+    """A tensor's channels in parts, as in `Folded.written`; `pooled` if a max pool wrote them."""
 
     sizes: list[int]
     pooled = False
@@ -198,29 +200,29 @@ class Parts(list[fx.Proxy]):
 
 
 class _Apart(fx.Transformer):
-    """A net to be compiled, whose folded layers hand on parts of the channels, through what acts on each alone.
+    """A net to be compiled, whose folded layers pass on parts of the channels, through layers that act on each alone.
 
-    So what is between two layers' convolutions is one pass over memory, and two where maps are pooled: the largest of
-    several is taken once, not for each column that reads it. Parts that are joined would be written and read once more.
+    Then all operations between two layers' convolutions are one pass over memory, or two with a max pool, so maxima
+    are taken once, not for each column that reads them. Joining the parts would write and read them once more.
     """
 
     def fetch_args_kwargs_from_env(self, node: fx.Node) -> tuple[Any, Any]:
-        """With parts joined."""
+        """The node's arguments, with parts joined."""
 
         def whole(read: fx.Node) -> Any:
             if isinstance(self.env[read], Parts):
-                self.env[read] = joined(self.env[read])  # for all that read it, as it may be changed in place
+                self.env[read] = joined(self.env[read])  # once, as a reader may change it in place
             return self.env[read]
 
         return fx.node.map_arg(node.args, whole), fx.node.map_arg(node.kwargs, whole)
 
     def run_node(self, node: fx.Node) -> Any:
-        """The proxy of what a node gives, or the parts."""
+        """The proxy of a node's output, or its parts."""
         parts = self._apart(node)
         return super().run_node(node) if parts is None else parts
 
     def _apart(self, node: fx.Node) -> Parts | None:
-        """What a node gives, in parts; None where it takes or gives the whole."""
+        """A node's output in parts; None if the node reads or writes whole tensors."""
         target = node.target
         layer = self.fetch_attr(target) if node.op == "call_module" else None
         read = [self.env[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
@@ -240,7 +242,7 @@ class _Apart(fx.Transformer):
         first, *others = read
         name = function_name(node)
         in_place = name in ("iadd", "add_") or getattr(layer, "inplace", False)
-        if in_place and len(node.args[0].users) > 1:  # so that others read what was changed
+        if in_place and len(node.args[0].users) > 1:  # all its readers have to see the change
             return None
         if name in ADDITIONS:
             alike = len(others) == 1 and isinstance(others[0], Parts) and others[0].sizes == first.sizes
@@ -248,7 +250,7 @@ class _Apart(fx.Transformer):
         if others or not isinstance(layer, CHANNELWISE):
             return None
         if in_place:
-            layer.inplace = False  # of a part, compiled, a copy of all
+            layer.inplace = False  # compiled, changing a part in place copies the whole
         how = tuple(getattr(layer, option, None) for option in ("kernel_size", "stride", "padding"))
         pools = type(layer) is nn.MaxPool2d and (layer.dilation, layer.ceil_mode) == (1, False)
         if pools and {*map(type, how)} == {int}:
@@ -261,7 +263,7 @@ class _Apart(fx.Transformer):
 
 
 def largest(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
-    """`max_pool2d` as largest entries of shifted maps, which compilers take together with what is done before it."""
+    """`max_pool2d` as the maximum of shifted maps, which compilers fuse with the operations before it."""
     x = nn.functional.pad(x, [padding] * 4, value=float("-inf")) if padding else x
     for dim in (-2, -1):
         last = x.shape[dim] - size + 1
@@ -281,23 +283,23 @@ def folded(
 ) -> nn.Module:
     """The net with its batch norms fused into its convolutions, and layers `Folded` where that is worthwhile.
 
-    Its channels are in another order, swapped ones apart, so that they are read and written without being gathered.
-    Depthwise and other grouped convolutions stay as they are, and layers of classes other than PyTorch's own.
+    The channels are reordered by parts, so that they are read and written without being gathered. Depthwise and other
+    grouped convolutions, and layers of classes that aren't PyTorch's, are left as they are.
 
     Args:
-        net: satisfies the kernel constraint, as of `exact_gcnn(…).to_plain()`; it stays as it is.
-        permutations: with P² = 1, that it satisfies it with.
-        compiled: whether it is meant for `torch.compile`: then layers hand on their channels in parts, see `_Apart`,
-            and are folded if they keep at most `COMPILED_SHARE` of their multiplications, else if they save
-            `WORTHWHILE`.
-        worthwhile: multiplications for each channel that a layer has to save instead; 0: fold whatever saves any.
+        net: a net that satisfies the kernel constraint, such as `exact_gcnn(…).to_plain()`; it isn't changed.
+        permutations: those of the kernel constraint, with P² = 1.
+        compiled: whether the net is meant for `torch.compile`: layers then pass on their channels in parts, see
+            `_Apart`, and are folded if they keep at most `COMPILED_SHARE` of their multiplications. Otherwise, they are
+            folded if they save `WORTHWHILE`.
+        worthwhile: multiplications per channel that a layer has to save instead; 0: fold if it saves any.
 
     Raises:
-        UserError: the symmetry is of another order than 2; in float64 the folded net isn't the net.
+        UserError: the symmetry's order isn't 2; in float64, the folded net's logits differ from the net's.
     """
     if symmetry.order != 2:
         raise UserError(
-            f"symmetry {symmetry.name} is of order {symmetry.order}: nets are folded by flips alone"
+            f"symmetry {symmetry.name} is of order {symmetry.order}: nets can only be folded by flips"
         )
     axis = axes(symmetry)[-1] - 4
     wide = deepcopy(net.net).double().eval()
@@ -310,10 +312,10 @@ def folded(
     read = [str(node.target) for node in net.graph.nodes if node.op == "get_attr"]
     for name in calls:
         layer = wide.get_submodule(name)
-        if type(layer) not in (nn.Conv2d, nn.Linear) or any(of.startswith(f"{name}.") for of in read):
+        if type(layer) not in (nn.Conv2d, nn.Linear) or any(tensor.startswith(f"{name}.") for tensor in read):
             continue
         pixels = net.flow(PixelFlow).places.get(f"{name}.weight")
-        if pixels is not None and len(pixels.varies) > 1:  # no two involutions, but one of all entries
+        if pixels is not None and len(pixels.varies) > 1:  # pixels move along both dimensions together
             continue
         if isinstance(layer, nn.Conv2d) and (
             layer.groups > 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
@@ -334,9 +336,9 @@ def folded(
             saves = every - kept >= max(1, least * sum(layer.weight.shape[:2]))
         if saves:
             wide.set_submodule(name, made)
-    order = (lambda module: _Apart(module).transform()) if compiled else (lambda module: module)
-    hold({"folded": largest_difference(expected, _planted_logits(net, wide, order))})
-    return order(net.module(wide.to(next(net.net.parameters()).dtype)))
+    adapt = (lambda module: _Apart(module).transform()) if compiled else (lambda module: module)
+    hold({"folded": largest_difference(expected, _planted_logits(net, wide, adapt))})
+    return adapt(net.module(wide.to(next(net.net.parameters()).dtype)))
 
 
 def _partners(
@@ -348,7 +350,7 @@ def _partners(
     dim: int,
     size: int,
 ) -> Tensor:
-    """Which entry of a dimension each goes with under the flip: by its pixel, then by its channel; int64 (size,)."""
+    """Each entry's partner along a dimension under the flip, by its pixel, then by its channel; int64 (size,)."""
     order, flow = torch.arange(size), net.flow(PixelFlow)
     pixels = flow.places.get(tensor)
     if pixels is not None and dim in pixels.varies:
@@ -361,22 +363,22 @@ def _partners(
 
 
 def _planted_logits(
-    net: TracedNet, wide: nn.Module, order: Callable[[fx.GraphModule], fx.GraphModule] = lambda module: module
+    net: TracedNet, wide: nn.Module, adapt: Callable[[fx.GraphModule], fx.GraphModule] = lambda module: module
 ) -> Tensor:
-    """What a copy in float64 answers to two random images, its operations in another order."""
+    """The logits of a float64 copy on two random images, with its graph adapted."""
     planted = net.planted
-    return logits_of(order(bound(planted.graph.graph, wide, planted.constants))(planted.x))
+    return logits_of(adapt(bound(planted.graph.graph, wide, planted.constants))(planted.x))
 
 
 def fused(net: TracedNet) -> nn.Module:
-    """The net with its batch norms fused into its convolutions, what a folded one is to be timed against."""
+    """The net with its batch norms fused into its convolutions, against which a folded net is timed."""
     copy = deepcopy(net.net).eval()
     _fuse_batch_norms(net, copy)
     return net.module(copy)
 
 
 def _fuse_batch_norms(net: TracedNet, copy: nn.Module) -> None:
-    """Fuse, in a copy of a net, each batch norm into the convolution that it alone reads, if both are called once."""
+    """Fuse each batch norm of a copy of a net into the convolution that only it reads, if both are called once."""
     graph = net.module(copy)
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in graph.graph.nodes:
@@ -390,7 +392,7 @@ def _fuse_batch_norms(net: TracedNet, copy: nn.Module) -> None:
 
 
 def multiplications(net: TracedNet, module: nn.Module) -> int:
-    """Of convolutions and linear layers, an image: of the net itself, or of the folded one, `module`."""
+    """Multiplications per image in convolutions and linear layers of `module`, the net itself or a folded one."""
     total, modules = 0, dict(module.named_modules())
     for node in net.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None

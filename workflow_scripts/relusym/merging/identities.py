@@ -1,4 +1,4 @@
-"""Identities that hold whatever the weights are: how far they may be off, and what it means if they are further."""
+"""Identities that hold for any weights: how large their errors may be, and what a larger error means."""
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +14,24 @@ from relusym.symmetry import Symmetry
 
 SPATIAL = (nn.Conv2d, nn.ConvTranspose2d)
 CHECK_IMAGES = 100  # one small batch is enough
-# Largest relative difference that rounding can make (1e-6 is usual), and what is wrong where it is larger.
+# The largest relative difference that rounding explains (1e-6 is usual), and what a larger one means.
 LIMITS = {
     "permuted_logits": (1e-3, "permuting channels changed the net's logits, so its channel groups are wrong"),
-    "fused_repair": (1e-3, "REPAIR fused into the layers isn't REPAIR applied after them"),
+    "fused_repair": (1e-3, "REPAIR fused into the layers differs from REPAIR applied after them"),
     "flipped_net_on_flipped_images": (
         1e-3,
-        "the transformed net on transformed images isn't the net, so some layer that isn't a convolution sees where "
-        "things are",
+        "the transformed net on transformed images differs from the net, so a layer that isn't a convolution depends "
+        "on positions",
     ),
-    "flipped_to_identity": (0.0, "transforming the net until it should be itself gave another net"),
+    "flipped_to_identity": (0.0, "as many transformations as the symmetry's order don't give the net back"),
     "kernel_constraint": (1e-5, "a group convolution's kernel isn't equivariant"),
-    "edited_net": (1e-5, "a net edited so that its function stays computes another"),
-    "folded": (LIMIT, "the folded net isn't the net that it was made of"),
+    "edited_net": (1e-5, "an edit that should preserve the net's function changed it"),
+    "folded": (LIMIT, "the folded net differs from the net it was made from"),
 }
 
 
 def hold(checks: dict[str, float], exempt: tuple[str, ...] = ()) -> None:
-    """Raises UserError for the first check that is above its limit, or not a number; `exempt` ones may be.
+    """Raises UserError for the first check above its limit, or NaN, except those in `exempt`.
 
     Args:
         checks: name in `LIMITS` → relative difference.
@@ -40,12 +40,12 @@ def hold(checks: dict[str, float], exempt: tuple[str, ...] = ()) -> None:
         limit, meaning = LIMITS[name]
         if name not in exempt and not value <= limit:
             raise UserError(
-                f"{name} is {value:.2g} and at most {limit:g} by rounding: {meaning}; so no result is given"
+                f"{name} is {value:.2g}, and rounding explains at most {limit:g}: {meaning}; so no result is given"
             )
 
 
 def largest_difference(tensor: Tensor, other: Tensor) -> float:
-    """Largest difference of two tensors relative to the largest entry."""
+    """The largest absolute difference of two tensors, relative to the largest entry of the first."""
     return float((tensor - other).abs().max() / tensor.abs().max().clamp(min=1e-30))
 
 
@@ -58,12 +58,13 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
 def check_transformed(
     traced: TracedNet, flipped: nn.Module, symmetry: Symmetry, images: ImageSource
 ) -> dict[str, float]:
-    """Checks of Φ̂ = `pixels.transformed(net, …)`: Φ̂(τx) = τΦ(x), and that `symmetry.order` of them are the identity.
+    """Check Φ̂ = `pixels.transformed(net, …)`: Φ̂(τx) = τΦ(x), and `symmetry.order` transformations give Φ back.
 
-    Beside these, Φ̂(τx) = τΦ(x) holds at planted values in float64, at a size at which the grid is symmetric.
+    Φ̂(τx) = τΦ(x) is also checked at planted values in float64, at an image size at which the grid is symmetric.
 
     Raises:
-        UserError: one doesn't hold, though by `grid` all strides allow it; or there is nothing to transform.
+        UserError: a check fails (the first is required only where all strides allow equality, see `grid`); there is
+            nothing to transform; or the symmetry needs square images.
     """
     net = traced.net
     spatial = any(layer.weight[0, 0].numel() > 1 for layer in net.modules() if isinstance(layer, SPATIAL))

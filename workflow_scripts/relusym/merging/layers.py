@@ -1,4 +1,4 @@
-"""What each layer of a net knows of a symmetry: its filters, its channels' partners, its activations."""
+"""How closely each layer of a net follows a symmetry: its filters, its channels' partners, its activations."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -25,13 +25,13 @@ from relusym.symmetry import Symmetry
 ZERO_FILTER = 0.1  # a filter whose norm is below this share of the largest in its layer counts as zero
 WAYS = ("matched", "identity", "random")  # to permute channels
 SHARES = ("swap", "linear", "rest")  # of a layer's error
-# Called with a channel group's name, the number of the first of some images, and its channels on them and, moved back,
-# on the transformed ones, (B, C, …) each.
+# Called with a channel group's name, the index of a batch's first image, and the group's channels on the batch and,
+# moved back, on the transformed batch, (B, C, …) each.
 Compared = Callable[[str, int, Tensor, Tensor], None]
-SETS = ("fit", "fit", "choose", "measure")  # what every four images are for
+SETS = ("fit", "fit", "choose", "measure")  # the uses of every four images
 RIDGES = (1e-6, 1e-4, 1e-2, 1.0)  # relative to the mean eigenvalue
-MOST_CHANNELS = 2048  # of a layer that a linear map is fitted to
-EXACT = 1e-5  # a relative square error of float32
+MOST_CHANNELS = 2048  # no linear map is fitted to larger layers
+EXACT = 1e-5  # smaller relative squared errors are rounding in float32
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Conv:
     """One convolution.
 
     Attributes:
-        name: the layer's.
-        group: the channel group that it writes to; None: it writes the net's output.
-        filters, zero_filters: how many it has, and how many of these are zero.
-        kernel_constraint: by how much equation (3) fails, ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖: 0 is a GCNN, √2 unrelated filters.
+        name: the layer's name.
+        group: the channel group that it writes to; None if it writes the net's output.
+        filters, zero_filters: the number of filters, and how many of them are zero.
+        kernel_constraint: relative error of equation (3), ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖: 0 in a GCNN, √2 if unrelated.
     """
 
     name: str
@@ -54,18 +54,17 @@ class Conv:
 
 @dataclass(frozen=True)
 class Layer:
-    """One channel group, by the layer that writes it last.
+    """One channel group, named after the last layer that writes to it.
 
     Attributes:
-        name: the group's.
-        channels: how many.
+        name: the group's name.
+        channels: the number of channels.
         correlation: mean correlation of the matched channels.
-        equivariance: ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖ over images together, by the way P permutes: "matched", "identity",
+        equivariance: ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖ over all images, for each way to choose P: "matched", "identity",
             "random"; None where it wasn't measured. 0 is equivariant, √2 is unrelated.
-        shares: of the error without permutation, what a permutation mends ("swap"), what only another linear map does
-            ("linear"), and what none does ("rest"), see `ErrorShares`; None where it wasn't measured.
-        fixed, swapped, longer: channels that are their own partner, that swap with one other, and that lie on longer
-            cycles of the permutation.
+        shares: of the error without permutation, what a permutation removes ("swap"), what only another linear map
+            removes ("linear"), and what remains ("rest"), see `ErrorShares`; None where it wasn't measured.
+        fixed, swapped, longer: numbers of channels in cycles of length one, two and more of the permutation.
     """
 
     name: str
@@ -87,11 +86,11 @@ def filters_and_matches(
     Args:
         net: an ordinary net (group convs written out by `to_plain`).
         groups: its channel groups.
-        permutations: group name → int64 (C,): channel i goes with channel `permutation[i]` of the transformed net.
+        permutations: group name → int64 (C,): channel i is matched to channel `permutation[i]` of the transformed net.
 
     Returns:
-        conv name, such as `features.conv2` or `layer1.0.conv1` → two tensors (c_out, c_in, k, k) on the net's device;
-        of a depthwise conv (c, 1, k, k).
+        conv name, such as `features.conv2` or `layer1.0.conv1` → two tensors (c_out, c_in, k, k) on the net's device,
+        or (c, 1, k, k) for a depthwise conv.
     """
     matched = permute(symmetry.transform(net).state_dict(), groups, permutations)
     convs = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
@@ -102,7 +101,7 @@ def filters_and_matches(
 
 
 def kernel_constraint(kernel: Tensor, match: Tensor) -> float:
-    """By how much equation (3) fails for one conv of `filters_and_matches`: ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖."""
+    """The relative error of equation (3) for one conv of `filters_and_matches`: ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖."""
     psi, matched = kernel.cpu().numpy(), match.cpu().numpy()
     return float(np.linalg.norm(matched - psi) / np.linalg.norm(psi))
 
@@ -110,10 +109,10 @@ def kernel_constraint(kernel: Tensor, match: Tensor) -> float:
 def convs(
     net: nn.Module, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Mapping[str, Tensor]
 ) -> list[Conv]:
-    """Every convolution of a net and how far it is from satisfying the kernel constraint, in the net's order.
+    """Every convolution of a net, in the net's order, and its relative error in the kernel constraint.
 
     Args:
-        permutations: group name → int64 (C,), those of a flip merge.
+        permutations: group name → int64 (C,), from a flip merge.
     """
     writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}
     measured = []
@@ -132,12 +131,12 @@ def layers(
     equivariance: Mapping[str, Mapping[str, float]],
     shares: Mapping[str, Mapping[str, float]],
 ) -> list[Layer]:
-    """The channel groups with all that was measured of them, in the net's order.
+    """The channel groups, in the net's order, with all their measurements.
 
     Args:
-        permutations, correlation: of a flip merge, by the groups' names.
-        equivariance: as `equivariance_errors` gives it.
-        shares: as `ErrorShares` does.
+        permutations, correlation: from a flip merge, by group name.
+        equivariance: as `equivariance_errors` returns it.
+        shares: as `ErrorShares.shares` returns it.
     """
     measured = []
     for group in groups:
@@ -151,7 +150,7 @@ def layers(
 
 
 def group_output(group: ChannelGroup, output: Tensor) -> Tensor:
-    """A group's channels of its node's output, wherever they lie: (B, C, …), of tokens (B, C, T)."""
+    """A group's channels in its node's output, moved to dimension 1: (B, C, …), or (B, C, T) for tokens."""
     place = group.matched
     output = output.movedim(place.dim, 1)
     if place.entries is None and place.block == 1:
@@ -163,7 +162,7 @@ def group_output(group: ChannelGroup, output: Tensor) -> Tensor:
 def group_actions(
     net: nn.Module | TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
 ) -> tuple[dict[str, Action], dict[str, str]]:
-    """What τ does to the activations of channel groups, by name; and of those where it isn't known, why."""
+    """How τ acts on the activations of each channel group, by name; and, where this is unknown, the reason."""
     by_output = actions(as_traced(net, image_shape), symmetry, {group.node for group in groups})
     moves = {
         group.name: by_output[group.node] if group.node else "they are numbers of heads, and no activations"
@@ -175,35 +174,35 @@ def group_actions(
 
 @dataclass
 class Products:
-    """Sums over samples of a layer's channels a and, of the transformed images, b: Σbaᵀ and Σbbᵀ, (C, C), and Σ‖a‖²."""
+    """Sums over samples of a layer's channels a and, on transformed images, b: Σbaᵀ and Σbbᵀ, (C, C), and Σ‖a‖²."""
 
     cross: Tensor | float = 0.0
     gram: Tensor | float = 0.0
     square: Tensor | float = 0.0
 
     def add(self, here: Tensor, there: Tensor) -> None:
-        """Take in what `Compared` is called with."""
+        """Add the samples of a group's channels, see `Compared`."""
         for a, b in portions(samples(here), samples(there)):
             self.cross, self.gram = self.cross + cross_product(b, a), self.gram + cross_product(b, b)
             self.square = self.square + a.square().sum(dtype=torch.float64)
 
     def error(self, linear: Tensor) -> float:
-        """Σ‖a − Mᵀb‖² / Σ‖a‖² of a map M, (C, C)."""
+        """Σ‖a − Mᵀb‖² / Σ‖a‖² for a linear map M, (C, C)."""
         explained = (linear * (2 * self.cross - self.gram @ linear)).sum()
         return float(1 - explained / self.square.clamp(min=1e-30))
 
 
 class ErrorShares:
-    """Where the errors of layers come from: channels that lie elsewhere, another basis, or no symmetry at all.
+    """The sources of the layers' errors: permuted channels, another basis of the channels, or no symmetry at all.
 
-    If a layer φ is equivariant, φ(x) = ρ·τφ(τ⁻¹x) with a linear map ρ of its channels: the identity, if each channel is
-    invariant, a permutation, if they swap, as in a GCNN, or another one. A map M has the error ‖φ(x) − M·τφ(τ⁻¹x)‖² /
-    ‖φ(x)‖². Of the identity's, e₁, a permutation mends the share (e₁ − e₂) / e₁, "swap"; a linear map (e₂ − e₃) / e₁
-    more, "linear"; and e₃ / e₁ is the "rest". They add up to 1. Each map is fitted by least squares on half of the
-    images, the first two up to a factor; the third is the second and what a ridge regression adds, its strength chosen
-    on a quarter. Errors are those on the last quarter, so that a share can be a little below 0; of few images, no
-    map of many channels can be fitted, and more is "rest". SEIS (Lin, Farrahi and Cai, arXiv:2602.04054) asks the same
-    of the subspaces of activations; this measure is another one.
+    A layer φ is equivariant if φ(x) = ρ·τφ(τ⁻¹x) with a linear map ρ of its channels: the identity if each channel is
+    invariant, a permutation if channels swap, as in a GCNN, or any other. A map M has the error ‖φ(x) − M·τφ(τ⁻¹x)‖² /
+    ‖φ(x)‖²: e₁ for the identity, e₂ for a permutation, e₃ for a linear map. The shares of e₁ are "swap",
+    (e₁ − e₂) / e₁, "linear", (e₂ − e₃) / e₁, and "rest", e₃ / e₁; they add up to 1. Maps are fitted by least squares on
+    half of the images: the identity and the permutation up to a factor, and the linear map as the permutation plus a
+    ridge regression, whose penalty is chosen on a quarter of the images. Errors are measured on the last quarter, so a
+    share can be slightly below 0. Few images don't suffice to fit a map of many channels, which makes "rest" larger.
+    SEIS (Lin, Farrahi and Cai, arXiv:2602.04054) asks the same of subspaces of activations, by a different measure.
     """
 
     def __init__(self, groups: list[ChannelGroup]):
@@ -211,14 +210,14 @@ class ErrorShares:
         self.products = {group.name: {name: Products() for name in SETS} for group in self.groups}
 
     def add(self, name: str, first: int, here: Tensor, there: Tensor) -> None:
-        """Take in a group's channels, see `Compared`."""
+        """Add a group's channels, see `Compared`."""
         for use, sums in self.products.get(name, {}).items():
             chosen = [i for i in range(len(here)) if SETS[(first + i) % len(SETS)] == use]
             if chosen:
                 sums.add(here[chosen], there[chosen])
 
     def shares(self) -> dict[str, dict[str, float]]:
-        """Group → share by its name, of groups that were seen on four images, and that have an error."""
+        """Group → name of the share → share, for groups that were seen on four images and have an error."""
         seen = {name: sums for name, sums in self.products.items()
                 if all(isinstance(use.cross, Tensor) and float(use.square) for use in sums.values())}  # fmt: skip
         groups = [group for group in self.groups if group.name in seen]
@@ -229,10 +228,10 @@ class ErrorShares:
 
 def _shares(sums: Mapping[str, Products], permutation: Tensor) -> dict[str, float] | None:
     fit, choose, measure = sums["fit"], sums["choose"], sums["measure"]
-    unit = torch.eye(len(permutation), dtype=torch.float64, device=fit.gram.device)
+    identity = torch.eye(len(permutation), dtype=torch.float64, device=fit.gram.device)
     size = fit.gram.trace().clamp(min=1e-30)
     same, permuted = (
-        m * ((m * fit.cross).sum() / size) for m in (unit, unit[:, permutation.to(unit.device)])
+        m * ((m * fit.cross).sum() / size) for m in (identity, identity[:, permutation.to(identity.device)])
     )
     values, vectors = torch.linalg.eigh(fit.gram)
     remainder = vectors.T @ (fit.cross - fit.gram @ permuted)
@@ -259,20 +258,20 @@ def equivariance_errors(
     most: int | None = None,
     compared: Compared = lambda name, first, here, there: None,
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """How far each channel group is from equivariant with matched, no and random permutations, in one pass.
+    """Each channel group's equivariance error with matched, no and random permutations, in one pass.
 
-    It is the net itself that is run, on images and on transformed ones, so that strides that can't be equivariant at
-    this size count as well.
+    The net itself runs on both images and transformed images, so the errors include those of strides that can't be
+    equivariant at this image size.
 
     Args:
-        permutations: group name → int64 (C,): channel i goes with channel `permutation[i]` of the transformed net.
-        seed: of the random permutations.
-        most: images that layers are measured on, the first ones; None: all.
-        compared: sees all that is compared, such as `ErrorShares.add`.
+        permutations: group name → int64 (C,): channel i is matched to channel `permutation[i]` of the transformed net.
+        seed: for the random permutations.
+        most: layers are measured on this many images, the first ones; None: all.
+        compared: called with everything that is compared, such as `ErrorShares.add`.
 
     Returns:
-        group → way → ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖, of the groups of which `group_actions` knows what τ does. And the
-        mean relative invariance error of the logits, over all images.
+        group → way → ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖, for groups on which the action of τ is known
+        (`group_actions`); and the mean relative invariance error of the logits, over all images.
     """
     traced = as_traced(net, images.shape)
     net = traced.net

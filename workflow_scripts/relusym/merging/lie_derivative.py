@@ -1,9 +1,9 @@
-"""How far a net is from equivariant under small moves and turns of an image, and which layers that comes from.
+"""A net's equivariance error under small translations and rotations of an image, and each layer's contribution.
 
-The Lie derivative of a net along a transformation T_t is L(f) = d/dt T_t⁻¹ f(T_t x) at t = 0: zero, if f is
-equivariant. By the chain rule it is a sum over layers, of each layer's own L(fₗ) taken through all later ones (Gruver,
-Finzi, Goldblum and Wilson, "The Lie Derivative for Measuring Learned Equivariance", ICLR 2023; read were its abstract
-and public code, ngruver/lie-deriv). These transformations are continuous; a flip isn't, and has no such derivative.
+The Lie derivative of a net along a transformation T_t is L(f) = d/dt T_t⁻¹ f(T_t x) at t = 0, which is zero if f is
+equivariant. By the chain rule, it is the sum over layers of L(fₗ) propagated through all later layers (Gruver, Finzi,
+Goldblum and Wilson, "The Lie Derivative for Measuring Learned Equivariance", ICLR 2023; this follows its abstract and
+public code, ngruver/lie-deriv). The transformations are continuous; a flip isn't, and has no such derivative.
 """
 
 from collections import defaultdict
@@ -28,22 +28,22 @@ from relusym.precision import full_float32
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP
 
-# of the generators down, right and turn
+# of the generators: down, right, turn
 TRANSFORMATIONS = {"translation": slice(0, 2), "rotation": slice(2, 3)}
-PROBES = 32  # directions in which answers of more classes are measured, at random
+PROBES = 32  # random directions in which the probabilities of more classes are measured
 HELD = 2**27  # entries of feature maps that are held at once
 
 
 @dataclass(frozen=True)
 class LieDerivative:
-    """Root mean squares over images of ‖dp‖, p the net's probabilities, for a move of one pixel of the image.
+    """Root mean squares over images of ‖dp‖, p the net's probabilities, for moving the image by one pixel.
 
-    Moves are down and right, on average; the turn is that which moves the middle of the left edge by one pixel.
+    Translations are averaged over down and right; the rotation moves the middle of the left edge by one pixel.
 
     Attributes:
-        layers: layer → transformation → what it and all up to the next convolution or linear layer contribute.
-        total: transformation → the Lie derivative of the net, the norm of all contributions' sum.
-        images: how many.
+        layers: layer → transformation → the contribution of all from it up to the next convolution or linear layer.
+        total: transformation → the Lie derivative of the net, the norm of the sum of all contributions.
+        images: the number of images.
     """
 
     layers: dict[str, dict[str, float]]
@@ -51,20 +51,20 @@ class LieDerivative:
     images: int
 
     def numbers(self) -> dict[str, Any]:
-        """For JSON."""
+        """As plain values, for JSON."""
         return asdict(self)
 
 
 def generators(x: Tensor, dims: tuple[int, int], size: tuple[int, int], *, circular: bool = False) -> Tensor:
-    """How fast a map changes at t = 0 that bilinear interpolation moves down, right, and turns, (3, *x.shape).
+    """A map's derivatives at t = 0 as bilinear interpolation moves it down and right, and turns it, (3, *x.shape).
 
     Interpolation has two derivatives at t = 0, one for either direction; this is their mean, half the difference of
-    the two neighbours. Beyond its edges a map goes on as its mirror image, as in lie-deriv.
+    the two neighbours. Beyond its edges, a map continues as its mirror image, as in lie-deriv.
 
     Args:
-        dims: of x, those of its height and width.
-        size: of the image, to whose pixels the map's are stretched.
-        circular: whether it goes on with its other edge instead.
+        dims: the dimensions of x's height and width.
+        size: the image's height and width, to which the map is stretched.
+        circular: whether the map continues at its opposite edge instead.
     """
     slopes = []
     for dim in dims:
@@ -93,14 +93,14 @@ def lie_derivative(
     """The Lie derivative of a net's probabilities, and each layer's contribution to it.
 
     Args:
-        net: its maps (B, C, H, W) or (B, H, W, C); a vector (B, C) is of no place, so that a layer that reads pixels
-            one by one contributes all that it changes by.
-        most: of the images, the first so many.
-        circular: as of `generators`.
-        seed: of the directions in which answers of more than `PROBES` classes are measured.
+        net: with maps (B, C, H, W) or (B, H, W, C); a vector (B, C) has no position, so a layer that reads pixels one
+            by one contributes its whole change.
+        most: the largest number of images; the first ones are measured.
+        circular: as in `generators`.
+        seed: for the directions in which the probabilities of more than `PROBES` classes are measured.
 
     Raises:
-        UserError: a layer's pixels aren't known or lie in tokens, it has no derivative, or answers aren't one an image.
+        UserError: a layer's pixels aren't known or lie in tokens; logits aren't (B, classes).
     """
     traced = as_traced(net, images.shape)
     graph, size = traced.module(), images.shape[1:]
@@ -111,7 +111,7 @@ def lie_derivative(
     dims = {node.name: _dims(node.name, tree_leaves(labels)) for node, labels in flow.labels.items()}
 
     def rates(node: fx.Node, values: Any) -> list[Tensor | None]:
-        """Of each tensor that a node writes: how fast it changes, (3, …); None of a vector, which is of no place."""
+        """The derivatives, (3, …), of each tensor that a node writes; None for a vector, which has no position."""
         leaves = zip(tree_leaves(values), dims.get(node.name, []), strict=False)
         return [
             generators(x.detach(), where, size, circular=circular) if where else None for x, where in leaves
@@ -140,7 +140,7 @@ def lie_derivative(
 
 
 def _dims(node: str, labels: list[Any]) -> list[tuple[int, ...]]:
-    """Where the height and width of each tensor are, by its labels; nothing of a vector or of a map of one pixel."""
+    """The dimensions of each tensor's height and width, by its labels; none for a vector or a map of one pixel."""
     maps = [x.varies if isinstance(x, Labels) and len(x.shape) > 2 else [] for x in labels]
     if any(varies and (len(varies) != 2 or 0 in varies) for varies in maps):
         raise UserError(f"no Lie derivative: at {node}, pixels aren't along a height and a width")
@@ -151,11 +151,11 @@ def _dims(node: str, labels: list[Any]) -> list[tuple[int, ...]]:
 def _contributions(
     graph: fx.GraphModule, x: Tensor, rates: Callable[[fx.Node, Any], list[Tensor | None]], seed: int
 ) -> dict[str, Tensor]:
-    """Layer → what it contributes to the changes of the probabilities, float64 (3, B, directions); "": all of them.
+    """Layer → its contribution to the changes of the probabilities, float64 (3, B, directions); "": the sum of all.
 
-    With z the rate of a map and g the slope of an answer there, a layer's own derivative is df·z_read − z_written, and
-    what that does to the answer ⟨g_read, z_read⟩ − ⟨g_written, z_written⟩, where g_read is the slope by way of this
-    layer alone.
+    With z the derivative of a map by t and g the gradient of a probability there, a layer's Lie derivative is df·z_read
+    − z_written, and its effect on the probability is ⟨g_read, z_read⟩ − ⟨g_written, z_written⟩, where g_read is the
+    gradient through this layer alone.
     """
     interpreter = fx.Interpreter(graph)
     known, moving, terms, weighted = {}, {}, [], ["input"]
@@ -170,30 +170,29 @@ def _contributions(
         if node.op == "placeholder":
             known[node] = x.detach().requires_grad_()
         else:
-            copies = cloned(read)  # which it may change
+            copies = cloned(read)  # which the node may change
             args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
             known[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
         moving[node] = rates(node, known[node])
-        for sign, of_node in ((1, read), (-1, {node: known[node]} if read else {})):
-            for each, values in of_node.items():
+        for sign, tensors in ((1, read), (-1, {node: known[node]} if read else {})):
+            for each, values in tensors.items():
                 parts = zip(tree_leaves(values), moving[each], strict=False)
                 terms += [(weighted[-1], sign, part, rate) for part, rate in parts
                           if rate is not None and part.requires_grad]  # fmt: skip
     if logits.ndim != 2:
-        raise UserError(
-            f"no Lie derivative: logits of shape {tuple(logits.shape)}; one answer an image is needed"
-        )
-    answers = logits.softmax(1)
-    directions = torch.eye(answers.shape[1])
+        raise UserError(f"no Lie derivative: logits of shape {tuple(logits.shape)}; (B, classes) is needed")
+    probabilities = logits.softmax(1)
+    directions = torch.eye(probabilities.shape[1])
     if len(directions) > PROBES:
-        directions = torch.randn(PROBES, answers.shape[1], generator=generator(seed, "probes")) / PROBES**0.5
+        draw = generator(seed, "probes")
+        directions = torch.randn(PROBES, probabilities.shape[1], generator=draw) / PROBES**0.5
     changes = {name: x.new_zeros(3, len(x), len(directions), dtype=torch.float64) for name in ("", *weighted)}
     for k, direction in enumerate(directions.to(x.device)):
-        answer, parts = (answers @ direction).sum(), [part for *_, part, _ in terms]
-        slopes = torch.autograd.grad(answer, parts, retain_graph=True, allow_unused=True)
-        for (name, sign, _, rate), slope in zip(terms, slopes, strict=True):
-            if slope is not None:
-                change = sign * (slope * rate).flatten(2).sum(2, dtype=torch.float64)
+        projected, parts = (probabilities @ direction).sum(), [part for *_, part, _ in terms]
+        gradients = torch.autograd.grad(projected, parts, retain_graph=True, allow_unused=True)
+        for (name, sign, _, rate), gradient in zip(terms, gradients, strict=True):
+            if gradient is not None:
+                change = sign * (gradient * rate).flatten(2).sum(2, dtype=torch.float64)
                 for key in (name, ""):
                     changes[key][:, :, k] += change
     return changes

@@ -40,14 +40,14 @@ def merge_many(
     metrics: Mapping[str, Metric] = METRICS,
     handlers: Handlers | None = None,
 ) -> Merge:
-    """Merge several nets to one: match all to one universe of channels, average, REPAIR (`universe.universe`).
+    """Merge several nets into one: match all to one universe of channels, average, REPAIR (`universe.universe`).
 
-    Args and Raises: as of `merge.merge`; and if there are less than two.
+    Args and Raises: as in `merge.merge`; UserError for fewer than two nets, too.
 
     Returns:
-        "halfway", "reset" and "repaired" are the mean of all nets, "pairwise" (reset, of nets with batch norm) and
-        "pairwise_repaired" that of the nets matched to the first alone. Barriers are relative to the mean of all;
-        `permutations` and `aligned` are by net.
+        "halfway", "reset" and "repaired" are the mean of all nets; "pairwise" (with any batch norms reset) and
+        "pairwise_repaired" are the mean of nets that are each matched to the first alone. Barriers are relative to the
+        mean of all; `permutations` and `aligned` are by net.
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
@@ -74,8 +74,8 @@ def merge_many(
         apart = ~torch.eye(len(nets), dtype=torch.bool)
         return Merge(
             **scored(ends, inner, seen if test is images else {}, test, test_labels, metrics),
-            permutations={name: {group: permutation.tolist() for group, permutation in of_net.items()}
-                          for name, of_net in zip(ends, aligned.permutations, strict=True)},
+            permutations={name: {group: permutation.tolist() for group, permutation in by_group.items()}
+                          for name, by_group in zip(ends, aligned.permutations, strict=True)},
             similarity={name: float(table[apart].mean()) for name, table in aligned.similarity.items()},
             checks={name: max(value, others.get(name, value)) for name, value in (aligned.checks | checks).items()},
             aligned=aligned,
@@ -89,13 +89,13 @@ def merge_many(
 
 @dataclass(frozen=True)
 class OrbitMerge:
-    """What merging over an orbit measured, as fractions of the test images.
+    """Accuracies and barriers of a net merged with its transformed selves, as fractions of the test images.
 
     Attributes:
-        accuracy: of the net ("net"), on average of all transformed nets and it ("orbit"), and of the merged nets:
-            "pairwise", of the net and its once transformed self, and "whole", of all, each also with "_no_repair".
-        barrier: of the merged nets, equation (4) with as many endpoints as there are; None if all are at zero.
-        similarity: group name → mean correlation of channels with their matches in the once transformed net.
+        accuracy: of the net ("net"), the mean over it and all transformed nets ("orbit"), and of two merged nets:
+            "pairwise", of the net and its once-transformed self, and "whole", of all; each also with "_no_repair".
+        barrier: of the merged nets, equation (4) with the mean over all that are merged; None if all are at zero.
+        similarity: group name → mean correlation of channels with their matches in the once-transformed net.
     """
 
     accuracy: dict[str, float]
@@ -115,9 +115,9 @@ def orbit_merge(
     matching: str = "activation",
     starts: int = STARTS,
 ) -> OrbitMerge:
-    """Merge a net with its selves transformed by every power of τ, matched as of `align_many`.
+    """Merge a net with its selves transformed by every power of τ, matched as in `align_many`.
 
-    With "cyclic", the mean of all is a GCNN, exactly, before REPAIR. Of a symmetry of order 2, "whole" is "pairwise",
+    With "cyclic", the mean of all is exactly a GCNN, before REPAIR. For a symmetry of order 2, "whole" is "pairwise",
     the merge with the flipped self.
     """
     turned = [net]

@@ -38,7 +38,7 @@ from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
 INNER = "halfway", "reset", "repaired", "permuted"  # names of other nets
-METRICS = {"loss": LOSS}  # measured beside the accuracy
+METRICS = {"loss": LOSS}  # measured besides the accuracy
 RECORDED = ("accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks")
 
 
@@ -47,25 +47,25 @@ class Merge:
     """What merging two nets measured, and the nets.
 
     Attributes:
-        accuracy: of the endpoints ("net_1", "net_2" …, or "net" and "flipped"), and of the net halfway between them
-            as it is ("halfway"), of nets with batch norm also with its statistics reset ("reset"), and with REPAIR
-            ("repaired"), as fractions of the test images.
-        barrier: of the nets in between, equation (4); None if both endpoints are at zero.
-        permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second; of
-            more nets, such a dict of each by its name.
+        accuracy: as fractions of the test images, of the endpoints ("net_1", "net_2" …, or "net" and "flipped") and of
+            the net halfway between them: uncorrected ("halfway"), with its batch norms, if any, reset ("reset"), and
+            with REPAIR ("repaired").
+        barrier: of the merged nets, equation (4); None if both endpoints are at zero.
+        permutations: group name → list: channel i of the first net is matched to channel `permutation[i]` of the
+            second; for more than two nets, net name → such a dict.
         similarity: group name → mean correlation of the matched channels.
         checks: largest relative differences that should be zero up to rounding.
-        search: of a matching that searches, what its starts came to.
+        search: the results of all starts, for a matching that searches.
         scores: metric → net → mean over the test images, for "accuracy" and all other metrics.
-        barriers: metric → net in between → by how much it is worse than its endpoints' mean, in the metric's units.
-        alike: endpoint that doesn't tell the test images apart → why; then barriers mean nothing.
-        by_class: net → accuracy on the images of each class, None of a class without images.
-        labels: what accuracies were measured against, on the CPU.
-        aligned: the endpoints in one order, which `merge.curve` takes.
-        notes: what couldn't be checked, and which channels stayed at their places, a line each.
+        barriers: metric → merged net → how much worse it is than its endpoints' mean, in the metric's units.
+        alike: endpoint that doesn't tell the test images apart → reason; barriers then mean nothing.
+        by_class: net → accuracy on the images of each class, None for a class without images.
+        labels: the labels that accuracies were measured against, on the CPU.
+        aligned: the endpoints with matched channels, for `merge.curve`.
+        notes: what couldn't be checked, and which channels couldn't be permuted, a line each.
         traced: the first net, with its graph, channel groups and pixel flow.
-        nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
-            channels in the first one's order.
+        nets: the endpoints and the merged nets by the same names, and "permuted", the second endpoint with its channels
+            in the first one's order.
     """
 
     accuracy: dict[str, float]
@@ -86,11 +86,11 @@ class Merge:
 
     @property
     def absolute_barrier(self) -> dict[str, float]:
-        """Of the nets in between, equation (4) without its denominator."""
+        """Equation (4) without its denominator, for the merged nets."""
         return self.barriers["accuracy"]
 
     def body(self) -> dict:
-        """As the fields of a record."""
+        """The fields of a record."""
         searched = {"search": self.search.body()} if self.search else {}
         return {name: getattr(self, name) for name in RECORDED} | searched
 
@@ -107,7 +107,7 @@ class Merge:
 
     @property
     def note(self) -> str | None:
-        """Why there are no barriers, or why they mean nothing, if so."""
+        """Why there are no barriers, or why they mean nothing; None if neither."""
         if all(value is None for value in self.barrier.values()):
             ends = " and ".join(name for name in self.accuracy if name not in self.barrier)
             return f"no barrier: {ends} are right on none of the {len(self.labels)} test images"
@@ -142,15 +142,15 @@ def merge_weights(
     """Match two nets by their weights alone, without images; so there is neither REPAIR nor an accuracy.
 
     Args:
-        image_shape: (channels, height, width) of what the nets read.
+        image_shape: (channels, height, width) of one image.
 
     Returns:
-        the nets aligned, of which `interpolate(0.5).net` is the net halfway; no similarity and no statistics.
+        the nets aligned, without similarity and statistics; `interpolate(0.5).net` is the net halfway.
 
     Raises:
-        UserError: as of `merge`.
+        UserError: as in `merge`.
     """
-    noise = torch.randn(8, *image_shape, generator=generator(seed, "noise"))  # to see the layers by
+    noise = torch.randn(8, *image_shape, generator=generator(seed, "noise"))  # images to trace the nets with
     images = as_images([noise])
     check_how("weight", seed, None)
     first, second = unwrapped(first), unwrapped(second)
@@ -180,27 +180,27 @@ def merge(
 ) -> Merge:
     """Merge `second`, permuted to match `first`, with `first`.
 
-    REPAIR is that of the architecture: at the outputs of convolutions, or of the residual blocks of nets with batch
-    norm. Both nets are left as they are, in the mode that they were in.
+    REPAIR corrects the outputs of convolutions and linear layers or, in nets with batch norm, of residual blocks.
+    Neither net nor its mode changes.
 
     Args:
         first, second: nets of one ordinary architecture (group convs written out by `to_plain`), on one device.
-        images: those that channels are matched and REPAIR's statistics taken on: `Images`, or any iterable of
-            normalised batches x or (x, y) that can be read several times, such as a DataLoader.
-        test_images: what accuracies are measured on; None: `images`.
-        test_labels: int64 (N,); None: those that the batches of `test_images` bring, or, if they bring none, the first
-            net's own answers, so that accuracies are the shares of images on which nets agree with it.
-        matching: its name in `matching.MATCHINGS` or `WITH_FACTORS`; of these, the factors are in `Merge.aligned`.
-        starts: of a matching that searches, how many it tries.
-        seed: of a matching that draws.
+        images: for matching channels and for REPAIR's statistics: `Images`, or any iterable of normalised batches x or
+            (x, y) that can be read several times, such as a DataLoader.
+        test_images: for measuring accuracies; None: `images`.
+        test_labels: int64 (N,); None: the labels in the batches of `test_images` or, if there are none, the first net's
+            predictions, so that accuracies are the shares of images on which nets agree with it.
+        matching: a name in `matching.MATCHINGS` or `WITH_FACTORS`; the factors of the latter are in `Merge.aligned`.
+        starts: the number of starts of a matching that searches.
+        seed: for a matching that draws at random.
         names: the endpoints' names in `Merge.accuracy`.
-        metrics: measured beside the accuracy, by name.
-        order: of the symmetry, if `second` is `first` transformed by it.
-        handlers: of layers that PyTorch doesn't have, see docs/extending.md.
+        metrics: measured besides the accuracy, by name.
+        order: the symmetry's order, if `second` is `first` transformed by it.
+        handlers: for layers that aren't PyTorch's, see docs/extending.md.
 
     Raises:
-        UserError: the nets are of different architecture, or one that can't be permuted; the matching is unknown;
-            weights aren't finite float32; images or labels are something else; an identity of `identities` is broken.
+        UserError: the nets' architectures differ or can't be permuted; the matching is unknown; weights aren't finite
+            float32; images or labels are invalid; an identity of `identities` fails.
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
@@ -225,7 +225,7 @@ def _merge(
     metrics: Mapping[str, Metric],
     how: dict[str, Any],
 ) -> Merge:
-    """As `merge`, of nets that are checked; `how` are `align`'s options."""
+    """`merge` for nets that are checked already; `how` holds `align`'s options."""
     ends = dict(zip(names, (first.net, second.net), strict=True))
     seen, answered = ends_scores(ends, test, labels, metrics)
     aligned = align(first, second, images, answered=answered if test is images else None, **how)
@@ -253,12 +253,12 @@ def fixed_notes(traced: TracedNet) -> list[str]:
 def ends_scores(
     ends: Mapping[str, nn.Module], test: ImageSource, labels: Tensor | None, metrics: Mapping[str, Metric]
 ) -> tuple[dict[str, Scores], Answered]:
-    """Scores of nets that are measured as their channels are, and what takes their logits in."""
+    """The endpoints' scores, and the function that adds logits to them in the pass that matches channels."""
     scores = {name: Scores({"accuracy": TOP_1, **metrics}, check_labels(labels, test)) for name in ends}
 
     def answered(outputs: list[Any], labels: Tensor | None) -> None:
         for each, output in zip(scores.values(), outputs, strict=True):
-            labels = each.add(logits_of(output), labels)  # all others' labels are those of the first
+            labels = each.add(logits_of(output), labels)  # the first net's labels serve all
 
     return scores, answered
 
@@ -266,7 +266,7 @@ def ends_scores(
 def corrected(
     merged: TracedNet, targets: Targets, images: ImageSource
 ) -> tuple[dict[str, nn.Module], dict[str, float]]:
-    """A merged net as it is ("halfway"), with its batch norms "reset", if it has any, and "repaired"; and checks."""
+    """A merged net uncorrected ("halfway"), with its batch norms, if any, "reset", and "repaired"; and checks."""
     inner = {"halfway": merged.net}
     if has_batch_norm(merged.net):
         inner["reset"] = reset_batch_norm(merged.net, images)
@@ -282,7 +282,7 @@ def scored(
     labels: Tensor | None,
     metrics: Mapping[str, Metric],
 ) -> dict[str, Any]:
-    """The fields of `Merge` that are measured of the nets; `seen` are those of the ends, if they were measured."""
+    """The fields of `Merge` that evaluating the nets gives; `seen` holds the endpoints' scores, if measured already."""
     metrics, nets = {"accuracy": TOP_1, **metrics}, {**ends, **inner}
     by_net, by_class, alike = {}, {}, {}
     for name, net in nets.items():
@@ -327,7 +327,7 @@ def check_nets(
 
 
 def check_how(matching: str, seed: int, order: int | None, starts: int = STARTS) -> None:
-    """Raises UserError for a matching, seed or number of starts that there isn't, before any work."""
+    """Raises UserError for an unknown matching, an invalid seed or number of starts, before any work."""
     if matching not in (known := MATCHINGS | WITH_FACTORS):
         raise UserError(one_of("matching", matching, known))
     if matching in OF_FLIPS and order != 2:
@@ -343,7 +343,7 @@ def check_how(matching: str, seed: int, order: int | None, starts: int = STARTS)
 def check_alike(
     first: nn.Module, second: nn.Module, groups: list[ChannelGroup], names: tuple[str, str]
 ) -> None:
-    """Raises UserError if there is nothing to match, or if the nets differ in whole numbers other than counts."""
+    """Raises UserError if there is nothing to match, or if the nets' integer tensors, scalar counts apart, differ."""
     others = second.state_dict()
     if not groups:
         raise UserError(
@@ -352,8 +352,8 @@ def check_alike(
     for key, tensor in first.state_dict().items():
         if tensor.ndim and not tensor.is_floating_point() and not torch.equal(tensor, others[key]):
             raise UserError(
-                f"{key} ({tensor.dtype}) of {names[0]} and of {names[1]}, in the same order, differ, and whole numbers "
-                "can't be averaged"
+                f"{key} ({tensor.dtype}) differs between {names[0]} and {names[1]} with matched channels, and whole "
+                "numbers can't be averaged"
             )
 
 
@@ -375,11 +375,11 @@ def flip_merge(
     """Merge a net with its flipped self (transformed by `symmetry`): the barrier is the GCNN barrier (section 3).
 
     Two more checks: the flipped net on flipped images against the net, and flipping `symmetry.order` times against the
-    identity. The rest as of `merge`.
+    identity. The rest as in `merge`.
 
     Raises:
-        UserError: as of `merge`; or the net has nothing to transform, or, where all strides allow it by `grid`, the
-            flipped net on flipped images isn't the net.
+        UserError: as in `merge`; or the net has nothing to transform; or the flipped net on flipped images differs from
+            the net, although all strides allow equality (`grid`).
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
@@ -395,8 +395,8 @@ def flip_merge(
         merged = _merge(traced, traced.copied(flipped), images, test, test_labels, FLIP, metrics, how)
     merged.checks |= checks
     if check_planted(traced, symmetry) is None:
-        what = f"unchecked: that {symmetry.name} transforms the net rightly"
-        merged.notes.append(f"{what}, since it can't be run at a size at which its strides are symmetric")
+        why = "the net can't be run at a size at which its strides are symmetric"
+        merged.notes.append(f"not checked whether {symmetry.name} transforms the net correctly, since {why}")
     return merged
 
 
@@ -408,16 +408,15 @@ def curve(
     """Accuracy and loss at evenly spaced points from one net to the other.
 
     Args:
-        images: those that REPAIR's statistics are taken on; the target statistics at a point are as far between the
-            endpoints' as the weights are.
-        test_images, labels: what is measured on; labels int64 (N,).
-        points: how many, the endpoints included.
+        images: for REPAIR's statistics; the target statistics at a point are interpolated as its weights are.
+        test_images, labels: what accuracy and loss are measured on; labels int64 (N,).
+        points: the number of points, endpoints included.
 
     Returns:
-        "plain" and "repaired" → "accuracy" and "loss" → one number a point. The endpoints are the nets themselves.
+        "plain" and "repaired" → "accuracy" and "loss" → one number per point. The endpoints are the nets themselves.
 
     Raises:
-        UserError: less than two points.
+        UserError: fewer than two points.
     """
     if not isinstance(points, Integral) or points < 2:
         raise UserError(f"points: {points} given; allowed is a whole number, at least 2 (both endpoints)")

@@ -9,11 +9,11 @@ from torch import Tensor
 from relusym.channels.groups import Place
 
 CHUNK = 2048  # samples whose products are added up in float32
-CACHED = 2**18  # values taken in at once on a CPU: they stay in its cache, and all of a wide map's don't
+CACHED = 2**18  # values processed at once on a CPU: they fit its cache, which all values of a wide map don't
 
 
 def samples(activations: Tensor, dim: int = 1) -> Tensor:
-    """(B, C, H, W), or any tensor with channels along `dim` → float32 (B·H·W, C): all else are samples of the channels.
+    """(B, C, H, W), or any tensor with channels along `dim` → float32 (B·H·W, C), one sample per position.
 
     A view if the activations are float32 and channels are last in memory.
     """
@@ -22,7 +22,7 @@ def samples(activations: Tensor, dim: int = 1) -> Tensor:
 
 
 def samples_of(activations: Tensor, place: Place, size: int) -> Tensor:
-    """Samples (S, size) of the channels at a place of a node's output; each entry that a channel spans is one."""
+    """Samples (S, size) of the channels at a place of a node's output; each entry of a channel's block is a sample."""
     x = samples(activations, place.dim)
     if place.entries is None and place.block == 1:
         return x
@@ -46,17 +46,17 @@ class Statistics:
     std: Tensor
 
     def towards(self, other: "Statistics", share: float = 0.5) -> "Statistics":
-        """Those between two nets' statistics, at `share` of the way to the other one's: a merged net's targets."""
+        """Statistics interpolated towards another net's, `share` of the way: a merged net's targets."""
         pairs = (self.mean, other.mean), (self.std, other.std)
         return Statistics(*(a * (1 - share) + b * share for a, b in pairs))
 
     def permuted(self, permutation: Tensor) -> "Statistics":
-        """Those of the net whose channel i is this net's channel `permutation[i]`."""
+        """The statistics of the net whose channel i is this net's channel `permutation[i]`."""
         index = permutation.to(self.mean.device)
         return Statistics(self.mean[index], self.std[index])
 
     def times(self, factors: Tensor) -> "Statistics":
-        """Those of the net whose channels are multiplied by these, (C,)."""
+        """The statistics of the net whose channels are multiplied by `factors`, (C,)."""
         factors = factors.to(self.mean)
         return Statistics(self.mean * factors, self.std * factors.abs())
 
@@ -72,12 +72,12 @@ class Moments:
         self.count = 0
 
     def add(self, x: Tensor) -> None:
-        """Take in samples (S, C)."""
+        """Add samples (S, C)."""
         for (portion,) in portions(x):
             self.centred(portion)
 
     def centred(self, x: Tensor) -> Tensor:
-        """Take in samples (S, C) that fit the cache; returns them relative to the origin."""
+        """Add samples (S, C) that fit the cache; returns them relative to the origin."""
         if not self.count:
             self.origin = x.mean(0)
             self.total = torch.zeros_like(self.origin, dtype=torch.float64)
@@ -94,7 +94,7 @@ class Moments:
         return self.total / self.count
 
     def statistics(self) -> Statistics:
-        """Of all samples so far; the standard deviation is the population's."""
+        """Statistics of all samples so far, with the population standard deviation."""
         variance = (self.square / self.count - self.offset**2).clamp_(min=0)
         return Statistics(self.offset + self.origin, variance.sqrt())
 
@@ -102,8 +102,8 @@ class Moments:
 def cross_product(first: Tensor, second: Tensor) -> Tensor:
     """firstᵀ·second of samples (S, C₁) and (S, C₂), float64 (C₁, C₂).
 
-    A float32 product over all samples of a wide map is off by up to 1e-3; over `CHUNK` of them it is not, and adding
-    those up in float64 costs nothing next to a float64 product.
+    A float32 product over all samples of a wide map has errors of up to 1e-3. Products over `CHUNK` samples don't, and
+    adding them up in float64 costs far less than a float64 product.
     """
     whole = len(first) // CHUNK * CHUNK
     a, b = (x[:whole].unflatten(0, (-1, CHUNK)) for x in (first, second))
@@ -118,13 +118,13 @@ class JointMoments:
         self.product: Tensor | None = None
 
     def add(self, first: Tensor, second: Tensor) -> None:
-        """Take in the same samples of either net, (S, C₁) and (S, C₂)."""
+        """Add the same samples of both nets, (S, C₁) and (S, C₂)."""
         for a, b in portions(first, second):
             product = cross_product(self.first.centred(a), self.second.centred(b))
             self.product = product if self.product is None else self.product.add_(product)
 
     def correlation(self, epsilon: float) -> Tensor:
-        """Pearson correlation, denominator σσ′ + `epsilon`, float64 (C₁, C₂); not-a-number counts as 0."""
+        """Pearson correlation, denominator σσ′ + `epsilon`, float64 (C₁, C₂); NaN becomes 0."""
         covariance = self.product / self.first.count - torch.outer(self.first.offset, self.second.offset)
         deviations = torch.outer(self.first.statistics().std, self.second.statistics().std)
         return torch.nan_to_num(covariance / (deviations + epsilon), nan=0.0)

@@ -1,8 +1,8 @@
-"""Where a merge fails: nets of which only some layers are merged, and the rest are the first net's.
+"""Where a merge fails: nets in which only some layers are merged, and the rest are the first net's.
 
-What such nets have in common is computed once: merged layers run up to some part; from there this part runs as it is
-in the net, and from there again the others, as they are in the net ("prefix" of the parts before) or merged
-("leave_one_out" of this part). These run for each net anew, since REPAIR corrects them.
+What these nets share is computed once: the merged layers before a part. There, two nets branch off that run this part
+as in the first net, and the later parts as in the first net ("prefix" of the parts before) or merged ("leave_one_out"
+of this part). Each branch runs by itself, since REPAIR corrects its layers.
 """
 
 import sys
@@ -60,10 +60,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Partial:
-    """Barriers, with REPAIR, of nets of which one part or several are merged.
+    """Barriers, with REPAIR, of nets in which only some parts are merged.
 
     Attributes:
-        part: its name.
+        part: the part's name.
         prefix: metric → absolute barrier when this part and all before it are merged, and none after.
         leave_one_out: metric → absolute barrier when all parts but this one are merged.
     """
@@ -76,11 +76,11 @@ class Partial:
 def parts(
     net: nn.Module | TracedNet, most: int = MOST_PARTS, image_shape: tuple[int, ...] | None = None
 ) -> list[Part]:
-    """The net's layers in the order in which they run, a norm with the layer before it.
+    """The net's layers in the order in which they run, each norm with the layer before it.
 
-    Of a net with more than `most` layers, whole blocks, by as many parts of their names as give at most `most`.
+    For a net with more than `most` layers, whole blocks, by the longest prefixes of names that give at most `most`.
     """
-    layers: list[tuple[str, list[str]]] = []  # each one's name and tensors
+    layers: list[tuple[str, list[str]]] = []  # names, and tensors
     graph, seen = as_traced(net, image_shape).module(), set()
     for node in graph.graph.nodes:
         keys = [key for key in _tensors(graph, node) if key not in seen]
@@ -99,7 +99,7 @@ def parts(
 
 
 def _tensors(graph: fx.GraphModule, node: fx.Node) -> list[str]:
-    """What a node reads of the state dict."""
+    """The names of the tensors of the state dict that a node reads."""
     if node.op == "get_attr":
         return [str(node.target)]
     layer = layer_of(graph, node)
@@ -114,28 +114,28 @@ def _by_depth(layers: list[tuple[str, list[str]]], depth: int) -> dict[str, list
 
 
 class Kept(dict[Which, dict[str, float]]):
-    """Scores of partial merges that are made, and batch norms that are reset in part: what a call goes on from.
+    """Scores of partial merges so far, and partly reset batch norms: what an interrupted call resumes from.
 
     Attributes:
-        batches: how many the batch norms have read.
-        buffers: theirs, by then.
+        batches: the number of batches that the batch norms have read.
+        buffers: the batch norms' buffers after these batches.
     """
 
     batches: int = 0
     buffers: Sequence[Tensor] = ()
 
     def read(self, batches: int, buffers: Sequence[Tensor]) -> None:
-        """Keep `buffers` as they are after so many batches."""
+        """Keep `buffers` as they are after this many batches."""
         self.batches, self.buffers = batches, buffers
 
 
 class PartialMerges:
-    """A net of which any parts can be merged with another's.
+    """A net of which any parts can be merged with another net's.
 
     Args:
-        statistics: either net's, by the names of `repair.repair_points`.
-        images: those that REPAIR's statistics are taken on.
-        most: parts at most, see `parts`.
+        statistics: both nets' statistics, by the names of `repair.repair_points`.
+        images: for REPAIR's statistics.
+        most: the largest number of parts, see `parts`.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class PartialMerges:
         self.nodes = list(graph.graph.nodes)
         self.parts = parts(first, most)
         numbers = {key: number for number, part in enumerate(self.parts) for key in part.tensors}
-        self.part_of: dict[str, int] = {}  # node → the part whose layer ran last before it, or is it
+        self.part_of: dict[str, int] = {}  # node → the part of the last layer up to this node
         last = 0
         for node in self.nodes:
             last = next((numbers[key] for key in _tensors(graph, node) if key in numbers), last)
@@ -166,9 +166,9 @@ class PartialMerges:
             if tensor.numel():
                 in_memory[tensor.data_ptr()].add(numbers.get(key))
         norms = [node.target for node in self.nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
-        # a tensor that is two parts', or a batch norm whose statistics are of two calls, is no one part's
+        # whether no two parts share a tensor, and no batch norm takes statistics of two calls
         self.apart = len(set(norms)) == len(norms) and all(
-            len(owners_of) == 1 for owners_of in in_memory.values()
+            len(sharing) == 1 for sharing in in_memory.values()
         )
 
     @property
@@ -177,7 +177,7 @@ class PartialMerges:
         return self.first.copied(interpolate(self.first.net, self.second, 0.5).eval())
 
     def which(self) -> Iterator[tuple[Which, set[int]]]:
-        """All nets, and the parts that are merged in them."""
+        """All partial merges, and the parts that are merged in each."""
         every = set(range(len(self.parts)))
         for number in sorted(every):
             yield ("leave_one_out", number), every - {number}
@@ -189,7 +189,7 @@ class PartialMerges:
                 for node, name in self.points.items() if name in self.unmerged}  # fmt: skip
 
     def merged(self, chosen: Collection[int]) -> nn.Module:
-        """The first net with the chosen parts merged, and REPAIR: the plain way, of any net."""
+        """The first net with the chosen parts merged, and REPAIR, for any net and without sharing computation."""
         net, other = deepcopy(self.first.net).eval(), self.second.state_dict()
         state = distinct(net.state_dict())
         for number in chosen:
@@ -200,7 +200,7 @@ class PartialMerges:
         return how(self.first.copied(net), self.targets(chosen), self.images)
 
     def unmerged_layers(self, chosen: Collection[int]) -> dict[str, Any]:
-        """The first net's layers and tensors, by name, of all but the chosen parts."""
+        """The first net's layers and tensors in all but the chosen parts, by name."""
         fetch = fx.Interpreter(self.graph).fetch_attr
         return {str(node.target): fetch(node.target) for node in self.nodes
                 if node.op in ("call_module", "get_attr") and self.part_of[node.name] not in chosen}  # fmt: skip
@@ -210,8 +210,8 @@ class PartialMerges:
     ) -> Iterator[tuple[Which, Iterator[Tensor]]]:
         """The logits of all wanted nets, batch by batch.
 
-        Of nets without batch norm, where the images that are corrected on are those that are measured on, logits are
-        what the last layer's correction leaves.
+        For nets without batch norm that are corrected and measured on the same images, the pass that corrects layers
+        also gives the logits.
         """
         if has_batch_norm(self.first.net) or not self.apart:
             for which, chosen in self.which():
@@ -240,11 +240,11 @@ class PartialMerges:
 
 
 class _Stretch(Layers):
-    """Consecutive nodes of a graph, each with the merged layer or the net's, and batch norms that are only its own.
+    """Consecutive nodes of a graph, each with the merged net's layer or the first net's; batch norms are copied.
 
     Args:
-        net, merged: nets of one graph.
-        nodes: of `net`'s graph.
+        net, merged: two nets with the same graph.
+        nodes: nodes of `net`'s graph.
         is_merged: whether a node reads the merged net's tensors.
     """
 
@@ -267,7 +267,7 @@ class _Stretch(Layers):
                 layer = deepcopy(layer)
                 self.norms += norms_of(layer)
             self.layers[str(node.target)] = layer
-        # convolutions whose output a batch norm alone reads, which evaluation takes in
+        # convolutions whose output only a batch norm reads, which is fused into them in evaluation mode
         self.fused = {}
         for node, reader in pairwise(nodes):
             plain = self._is_plain(node, nn.Conv2d) and self._is_plain(reader, nn.BatchNorm2d)
@@ -275,7 +275,7 @@ class _Stretch(Layers):
                 self.fused[node] = reader
 
     def _is_plain(self, node: fx.Node, kind: type[nn.Module]) -> bool:
-        """Whether a node calls a layer of exactly this class, to which nothing is hooked."""
+        """Whether a node calls a layer of exactly this class, without hooks."""
         layer = self._layer(node)
         return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks)
 
@@ -293,7 +293,7 @@ class _Stretch(Layers):
         return self.env[n.args[0]] if n.args[0] in self.fused else super().run_node(n)
 
     def go(self, env: dict[fx.Node, Any]) -> Any:
-        """Run the nodes; `env`, what they and later ones read, is changed. Returns the last one's output."""
+        """Run the nodes and return the last one's output; changes `env`, which holds what they and later nodes read."""
         self.env, output = env, None
         for node in self.nodes:
             output = self.run_node(node)
@@ -303,7 +303,7 @@ class _Stretch(Layers):
 
 
 class _Branches:
-    """All partial merges of a net with batch norm, each batch norm reset by itself.
+    """All partial merges of a net with batch norm, each with its own batch norms.
 
     Attributes:
         norms: all batch norms.
@@ -342,7 +342,7 @@ class _Branches:
                 yield ("prefix", k - 1), self.prefix[k].go(cloned(kept))
             yield ("leave_one_out", k), self.leave_one_out[k].go(kept)
             self.merged[k].go(env)
-        yield ("prefix", last), self.leave_one_out[last].go(env)  # nothing but the output is left
+        yield ("prefix", last), self.leave_one_out[last].go(env)  # only the output node is left
 
 
 @torch.no_grad()
@@ -350,9 +350,9 @@ class _Branches:
 def prefix_barriers(
     aligned: Aligned, images: ImageSource, test_images: ImageSource, labels: Tensor
 ) -> dict[str, float | None]:
-    """By layer, the barrier (with REPAIR) if it and all layers before it are merged, and the rest is the first net's.
+    """For each layer, the barrier (with REPAIR) of merging it and all layers before it, and none after.
 
-    The last layer's is the barrier of the whole merge. Of a net without batch norm.
+    The last layer's is the barrier of the whole merge. With batch norm this is slow: no computation is shared.
     """
     mean = sum(accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)) / 2
     nets = PartialMerges(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
@@ -377,14 +377,14 @@ def partial_merges(
 ) -> list[Partial]:
     """Barriers of partial merges, each with REPAIR, in the order of the net's layers.
 
-    All are barriers between the same two endpoints, so the last part's `prefix` is that of the whole merge.
+    All barriers are relative to the same two endpoints, so the last part's `prefix` is that of the whole merge.
 
     Args:
         first, second: two nets whose channels match, such as `nets["net"]` and `nets["permuted"]` of a flip merge.
-        images: those that statistics are taken on; of nets without batch norm it is quicker if they are `test` itself.
-        test, labels: what the nets are measured on, int64 (N,); None as in `merge`.
-        progress: called with the share that is done.
-        kept: what an interrupted call has made, from which this goes on, and to which it adds as it comes.
+        images: for REPAIR's statistics; without batch norm, it is faster if this is `test` itself.
+        test, labels: what the nets are measured on; labels int64 (N,), None as in `merge`.
+        progress: called with the share of the work that is done.
+        kept: the state of an interrupted call, from which this one resumes and which it keeps up to date.
     """
     traced = as_traced(first, images.shape)
     statistics = pair_statistics(traced, traced.copied(second), images, []).statistics
@@ -410,7 +410,7 @@ def partial_merges(
 def _side_by_side(
     nets: PartialMerges, test: ImageSource, new: Callable[[], Scores], kept: Kept, progress: Progress
 ) -> None:
-    """Set `kept` to the scores of all partial merges of a net with batch norm, batch by batch."""
+    """Add the scores of all partial merges of a net with batch norm to `kept`; all nets read each batch together."""
     device, branches, images = device_of(nets.first.net), _Branches(nets), nets.images
     buffers = [buffer for norm in branches.norms for buffer in norm.buffers()]
     scores: dict[Which, Scores] = defaultdict(new)
@@ -441,7 +441,7 @@ def _one_by_one(
     progress: Progress = lambda done: None,
     kinds: Collection[str] = ("prefix", "leave_one_out"),
 ) -> None:
-    """Add the scores of partial merges to `kept`, net by net; those that are there aren't computed again."""
+    """Add the scores of partial merges to `kept`, net by net; scores in `kept` aren't computed again."""
     total = len(kinds) * len(nets.parts)
     with evaluating(nets.first.net):
         for which, logits in nets.run(test, lambda which: which[0] in kinds and which not in kept):

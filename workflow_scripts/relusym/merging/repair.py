@@ -21,20 +21,19 @@ from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_diff
 from relusym.merging.moments import Moments, Statistics, samples
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
-# What a layer reads is held of all images, if it takes no more than so many bytes; else it is computed anew from what
-# an earlier layer read. What it writes is kept as well, until it is corrected, if both take no more than so many in
-# all; else it runs again, as it does if it has fewer multiply-adds an output than `CHEAP`: memory is slower than that.
+# A layer's inputs are held for all images if they take at most `HELD_BYTES`; otherwise they are recomputed from an
+# earlier layer's. Its outputs are kept as well, until they are corrected, if both take at most `KEPT_BYTES`; otherwise
+# the layer runs again. So does a layer of fewer than `CHEAP` multiply-adds per output, as memory is slower than that.
 HELD_BYTES, KEPT_BYTES = 2**30, 2**31
 CHEAP = 64
 CORRECTED = (*CONVS, *TRANSPOSED, nn.Linear)
 
 
 def repair_points(graph: fx.GraphModule) -> dict[str, str]:
-    """What REPAIR corrects: graph node → its name in statistics.
+    """The graph nodes whose outputs REPAIR corrects → their names in statistics.
 
-    Of a net without batch norm, the output of every convolution and linear layer, by the layer's name, but for those
-    that write the logits and for layers that are called twice; of one with batch norm, the output of every block
-    (`block_outputs`), by the node's name.
+    Without batch norm: every convolution and linear layer, by the layer's name, except those that write the logits and
+    layers that are called twice. With batch norm: every block's output (`block_outputs`), by the node's name.
     """
     if has_batch_norm(graph):
         return {node.name: node.name for node in block_outputs(graph)}
@@ -62,14 +61,14 @@ def repair_points(graph: fx.GraphModule) -> dict[str, str]:
 
 
 def held_by_layers(graph: fx.GraphModule) -> bool:
-    """Whether a net's own layers hold REPAIR's corrections: it has no batch norm, and those corrected have a bias."""
+    """Whether a net's layers can hold REPAIR's corrections: it has no batch norm, and corrected layers have a bias."""
     return not has_batch_norm(graph) and all(
         graph.get_submodule(name).bias is not None for name in repair_points(graph).values()
     )
 
 
 def _state_of(graph: fx.GraphModule, node: fx.Node) -> list[Tensor]:
-    """The parameters of the layer that a node calls, or the one that it reads."""
+    """The parameters of the layer that a node calls, or the tensor that it reads."""
     if node.op == "call_module":
         return list(graph.get_submodule(node.target).parameters())
     owner, _, name = str(node.target).rpartition(".")
@@ -77,26 +76,26 @@ def _state_of(graph: fx.GraphModule, node: fx.Node) -> list[Tensor]:
 
 
 def channel_dim(layer: nn.Module) -> int:
-    """Along which dimension a convolution or linear layer writes its channels, counted from the last, which is -1."""
+    """The dimension along which a convolution or linear layer writes its channels, as a negative index."""
     return 1 - layer.weight.ndim
 
 
 @dataclass(frozen=True)
 class Rescaling:
-    """A scale and a shift of a layer's output channels, float64 (C,), which lie along `dim`, counted from the last."""
+    """A scale and a shift of a layer's output channels, float64 (C,), which lie along `dim`, a negative index."""
 
     scale: Tensor
     shift: Tensor
     dim: int = -3
 
     @classmethod
-    def towards(cls, has: Statistics, target: Statistics, dim: int = -3) -> "Rescaling":
-        """What takes outputs with statistics `has` to the target statistics."""
-        scale = target.std / (has.std**2 + EPSILON).sqrt()
-        return cls(scale, target.mean - scale * has.mean, dim)
+    def towards(cls, current: Statistics, target: Statistics, dim: int = -3) -> "Rescaling":
+        """The rescaling that takes outputs with statistics `current` to the target statistics."""
+        scale = target.std / (current.std**2 + EPSILON).sqrt()
+        return cls(scale, target.mean - scale * current.mean, dim)
 
     def fuse(self, layer: nn.Module) -> None:
-        """Change a layer's weight and bias so that its output comes out rescaled; without a bias, it gets one."""
+        """Change a layer's weight and bias so that its output is rescaled; a layer without a bias gets one."""
         weight, groups = layer.weight, getattr(layer, "groups", 1)
         if isinstance(layer, TRANSPOSED):  # (in, out / groups, …)
             weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)
@@ -118,7 +117,7 @@ class Rescaling:
 
 
 class Layers(fx.Interpreter):
-    """Runs a graph's nodes, with other layers and tensors in place of those that `layers` names."""
+    """Runs a graph's nodes, with the layers and tensors in `layers` in place of those of the same names."""
 
     def __init__(self, graph: fx.GraphModule, layers: dict[str, Any]):
         super().__init__(graph)
@@ -136,15 +135,15 @@ class Layers(fx.Interpreter):
 
 
 def cloned(environment: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
-    """What nodes read, for layers that work in place."""
+    """A copy of what nodes read, for layers that work in place."""
     return tree_map(lambda output: output.clone() if isinstance(output, Tensor) else output, environment)
 
 
 class LayerByLayer:
     """A net run layer by layer over a whole set of images, so that a layer can be changed before the next is run.
 
-    Between two layers it holds what later layers need of each image (in VGG11, one feature map), where that is no more
-    than `HELD_BYTES`; maps that are larger are held a batch at a time.
+    Between two layers, it holds what later layers read (in VGG11, one feature map per image) if that takes at most
+    `HELD_BYTES`; larger maps are held for one batch at a time.
     """
 
     def __init__(self, net: nn.Module | TracedNet, images: ImageSource):
@@ -159,7 +158,7 @@ class LayerByLayer:
         self.bytes = self._bytes()
 
     def _bytes(self) -> list[int]:
-        """What holding all that is needed from a node on would take, for each node."""
+        """For each node, the bytes that it takes to hold what this and later nodes read, for all images."""
         environment: dict[fx.Node, Any] = {}
         self.interpreter.env = environment
         self.interpreter.args_iter = iter([self.images.first(1, self.device)])
@@ -171,7 +170,7 @@ class LayerByLayer:
         return taken
 
     def fork(self, layers: dict[str, Any]) -> "LayerByLayer":
-        """A run that goes on from here with these layers, by name, in place of the net's, and changes copies alone."""
+        """A run that goes on from here with these layers, by name, in place of the net's, and changes only copies."""
         fork = copy(self)
         fork.interpreter = Layers(self.graph, self.interpreter.layers | layers)
         fork.environments, fork.outputs = list(self.environments), []
@@ -182,7 +181,7 @@ class LayerByLayer:
         """What the `place`-th node and later ones read, batch by batch; held, if there is room."""
         room = self.bytes[place] <= HELD_BYTES
         if not self.done:
-            self.interpreter.args_iter = self.images.batches(self.device)  # the first node reads one a run
+            self.interpreter.args_iter = self.images.batches(self.device)  # the first node reads one per run
         for number, held in enumerate(self.environments):
             environment = held if room and not self.shared else cloned(held)
             self.interpreter.env = environment
@@ -200,12 +199,12 @@ class LayerByLayer:
             deque(self.before(place), 0)
 
     def logits(self) -> Iterator[Tensor]:
-        """The net's, batch by batch."""
+        """The net's logits, batch by batch."""
         for _ in self.before(len(self.nodes) - 1):
             yield logits_of(self.interpreter.run_node(self.nodes[-1]))
 
     def measure(self, place: int) -> Statistics:
-        """Statistics of the `place`-th node's output over all images; kept for `correct` if there is room."""
+        """Statistics of the `place`-th node's output over all images; keeps outputs for `correct` if there is room."""
         moments, node = Moments(), self.nodes[place]
         layer = self.interpreter.fetch_attr(node.target)
         worth_keeping = layer.weight[0].numel() >= CHEAP and self.bytes[place] <= HELD_BYTES
@@ -219,9 +218,12 @@ class LayerByLayer:
         return moments.statistics()
 
     def correct(self, targets: Mapping[str, Statistics], start: int, stop: int) -> dict[str, Rescaling]:
-        """Give the layers from the `start`-th node on, and before the `stop`-th, their target statistics, if any.
+        """Correct the layers from the `start`-th node to before the `stop`-th that have target statistics.
 
-        They go on from the outputs that `measure` kept, rescaled; without them, a layer is left to run again.
+        Outputs that `measure` kept are rescaled; without them, the corrected layer runs again later.
+
+        Returns:
+            layer name → the rescaling that is fused into it.
         """
         rescalings = {}
         for place, node in enumerate(self.nodes[start:stop], start):
@@ -248,11 +250,11 @@ def repair(
     """A copy of a net whose layers' outputs have the target statistics, and the rescalings that are fused into it.
 
     Each layer is measured with all earlier ones already corrected, over all of `images` and not batch by batch, so
-    that the targets are met exactly.
+    the targets are met exactly.
 
     Args:
         net: the merged net.
-        targets: layer name → statistics, as `Statistics.halfway` of the endpoints gives them.
+        targets: layer name → statistics, such as the endpoints' by `Statistics.towards`.
     """
     traced = as_traced(net, images.shape)
     repaired = deepcopy(traced.net)
@@ -278,14 +280,14 @@ def unfused(net: nn.Module, rescalings: dict[str, Rescaling], x: Tensor) -> Tens
 def repaired(
     net: nn.Module | TracedNet, targets: dict[str, Statistics], images: ImageSource
 ) -> tuple[nn.Module, dict[str, float]]:
-    """A merged net with REPAIR, as its architecture has it, and a check that it is fused rightly, where it is fused.
+    """A merged net with its architecture's REPAIR, and a check of the fusing if REPAIR is fused into its layers.
 
     Args:
         net: the merged net.
         targets: as `repair` and `repair_blocks` take them.
 
     Raises:
-        UserError: a fused REPAIR isn't the REPAIR that was measured.
+        UserError: the fused REPAIR differs from REPAIR applied after the layers.
     """
     traced = as_traced(net, images.shape)
     net = traced.net
@@ -313,7 +315,7 @@ def norms_of(net: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def resetting(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Within, batch norms are in training mode; afterwards they hold the means of the batches that they read there."""
+    """A context with batch norms in training mode; afterwards they hold the means over the batches read in it."""
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -329,14 +331,14 @@ def resetting(norms: Sequence[nn.Module]) -> Iterator[None]:
 def reset_batch_norm(net: nn.Module, images: ImageSource) -> nn.Module:
     """A copy of `net` whose batch norms hold the statistics of `images`.
 
-    One pass in training mode: every layer sees the earlier ones already reset. Batches are of equal size up to one
-    image, since batch norm counts each batch alike.
+    One pass in training mode: every layer sees the earlier ones already reset. Batch sizes differ by at most
+    one image, since batch norm weights all batches alike.
     """
     return _reset(deepcopy(net), images)
 
 
 def _reset(net: nn.Module, images: ImageSource) -> nn.Module:
-    """As `reset_batch_norm`, of the net itself."""
+    """`reset_batch_norm` of the net itself, in place."""
     net.eval()  # all but its batch norms: no dropout, no auxiliary outputs
     with resetting(norms_of(net)):
         for x in images.batches(device_of(net), even=True):
@@ -347,7 +349,7 @@ def _reset(net: nn.Module, images: ImageSource) -> nn.Module:
 def _batch_norm_after(
     graph: fx.GraphModule, node: fx.Node, shape: Sequence[int]
 ) -> tuple[nn.Module, fx.Node]:
-    """A batch norm that reads a node's output of this shape, and its node; no other node reads what it writes."""
+    """Add a batch norm that reads a node's output of this shape; returns it and its node, which no node reads yet."""
     layer = NORMS[len(shape)](shape[1]).to(next(graph.parameters()))
     graph.add_submodule(f"{node.name}_repair", layer)
     with graph.graph.inserting_after(node):
@@ -356,13 +358,13 @@ def _batch_norm_after(
 
 @torch.no_grad()
 def block_statistics(net: nn.Module | TracedNet, images: ImageSource) -> dict[str, Statistics]:
-    """Statistics of an endpoint's blocks' outputs, as REPAIR takes them of a net with batch norm.
+    """Statistics of the block outputs of an endpoint with batch norm, as REPAIR needs them.
 
-    Its batch norms are reset in the same pass, in training mode: every layer reads activations that are normalised by
-    their own batch's statistics, not by the trained ones, and means and variances are averaged over the batches.
+    They are measured in training mode, on a copy: every layer reads activations normalised by their batch's statistics,
+    not by the trained ones, and means and variances are averaged over the batches.
 
     Args:
-        net: the endpoint; it stays as it is.
+        net: the endpoint; it isn't changed.
     """
     traced = as_traced(net, images.shape)
     graph = traced.module(deepcopy(traced.net))
@@ -378,7 +380,7 @@ def block_statistics(net: nn.Module | TracedNet, images: ImageSource) -> dict[st
 
 
 def _block_shapes(graph: fx.GraphModule) -> dict[fx.Node, Sequence[int]]:
-    """The shapes of blocks' outputs; sequences of tokens, whose channels aren't in dimension 1, are left out."""
+    """The shapes of block outputs, except sequences of tokens, whose channels aren't in dimension 1."""
     shapes = {node: node.meta["shape"] for node in block_outputs(graph)}
     return {node: shape for node, shape in shapes.items() if len(shape) in NORMS}
 
@@ -387,14 +389,14 @@ def _block_shapes(graph: fx.GraphModule) -> dict[fx.Node, Sequence[int]]:
 def correct_blocks(
     traced: TracedNet, targets: dict[str, Statistics]
 ) -> tuple[fx.GraphModule, dict[str, str]]:
-    """A copy of a net with a batch norm after each block, of which the target's are weight and bias.
+    """A copy of a net with a batch norm after each block, whose weight and bias are the target statistics.
 
     Args:
         traced: a net with batch norm.
         targets: node name, as `repair_points` gives it → statistics.
 
     Returns:
-        The copy, its batch norms not yet reset, and the name of each new one's node → its block's.
+        The copy, its batch norms not yet reset, and each new node's name → its block's node's name.
     """
     graph, blocks = traced.module(deepcopy(traced.net)), {}
     for node, shape in _block_shapes(graph).items():
@@ -418,10 +420,10 @@ def repair_blocks(
 
     A batch norm after each block, with the target's standard deviation as its weight and its mean as its bias, is reset
     with the others in one pass. It stays in the net: a block's output is read by the next block's layers and by
-    the addition after them, so a rescaling of it has no one layer to be fused into.
+    the addition after them, so its rescaling can't be fused into a single layer.
 
     Args:
         net: the merged net.
-        targets: as of `correct_blocks`.
+        targets: as in `correct_blocks`.
     """
     return _reset(correct_blocks(as_traced(net, images.shape), targets)[0], images)
