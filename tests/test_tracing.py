@@ -423,7 +423,7 @@ def test_a_handler_that_leaves_something_out_is_named_though_the_weights_hide_it
     net = small(nn.Conv2d(3, 8, 3), Gain())
     wrong = Handlers()
     wrong.handler(Gain)(lambda call, x: x)
-    with pytest.raises(UserError, match=r"Sequential: permuting its channels changes .* first at layer 1: "):
+    with pytest.raises(UserError, match=r"Sequential: permuting its channels changes .* first at layer 1, whose "):
         channel_groups(net, handlers=wrong)
     assert [group.size for group in channel_groups(net)] == [8]
 
