@@ -303,7 +303,7 @@ MATCHINGS = "one of activation, weight, weight_identity, involution, "
 
 
 @pytest.mark.parametrize("key, value, line", [
-    ("matching", "telepathy", MATCHINGS), ("matching", "involution", "only for a net and its own transformed self"),
+    ("matching", "telepathy", MATCHINGS), ("matching", "involution", "only for a net and its transformed self"),
     *(("seed", seed, f"{seed} given; allowed is a whole number from 0") for seed in (-1, 2**63, 0.5)),
     *(("starts", starts, f"{starts} given; allowed is a whole number, at least 1") for starts in (0, 1.5)),
     ("names", ("net", "net"), "two that differ"), ("names", ("net", "halfway"), "none of halfway"),

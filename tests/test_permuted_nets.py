@@ -304,7 +304,7 @@ def test_a_custom_layer_needs_one_handler():
     groups = channel_groups(net, handlers=mine)
     assert Place("1.gain", 0) in groups[0].places
     assert difference(with_statistics(net), groups=groups)[0] < 1e-10
-    with pytest.raises(UserError, match=r"Gain has a handler of channels already, .*gain"):
+    with pytest.raises(UserError, match=r"Gain has a handler for channels already, .*gain"):
         mine.handler(Gain)(lambda call, x: x)
 
 

@@ -403,12 +403,12 @@ class Depends(Net):
     (lambda x: x if x.sum() > 0 else -x,
      "can't be traced: what it does depends on the image's values .by bool"),
     (lambda x: x * x.max().item(), "depends on the image's values .by item"),
-    (lambda x: x - x.mean(0), "what it computes of an image depends on the other images of its batch"),
+    (lambda x: x - x.mean(0), "its logits on an image depend on the other images of the batch"),
     (lambda x: x if len(x) < 3 else x * 2, "calls other operations on 3 images than on 2"),
     (lambda x: F.dropout(x, 0.5), "something else each time, in evaluation mode: it draws at random"),
     (lambda x: torch.ones(2, 3, 32, 32), "doesn't depend on the image"),
     (halves_in_place, "foreach_mul changes in place what it doesn't return"),
-    (strided_in_place, "what mul changes in place shares memory with other tensors in a way that isn't known"),
+    (strided_in_place, "what mul changes in place shares memory with other tensors in an unknown way"),
 ], ids=["bool", "item", "batch", "length", "dropout", "constant", "in place", "strided"])  # fmt: skip
 def test_a_net_that_no_graph_can_represent_is_refused(how, message):
     refused(lambda: channel_groups(Depends(how)), match=message)
@@ -423,7 +423,7 @@ def test_an_incomplete_handler_is_named_even_if_the_weights_hide_the_fault():
     net = small(nn.Conv2d(3, 8, 3), Gain())
     wrong = Handlers()
     wrong.handler(Gain)(lambda call, x: x)
-    with pytest.raises(UserError, match=r"Sequential: permuting its channels changes .* first at layer 1: "):
+    with pytest.raises(UserError, match=r"Sequential: permuting its channels changes .* first at layer 1, whose "):
         channel_groups(net, handlers=wrong)
     assert [group.size for group in channel_groups(net)] == [8]
 

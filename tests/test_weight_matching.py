@@ -222,7 +222,7 @@ def test_involutions_match_flip_merges_and_are_refused_for_two_nets():
     free = flip_merge(net, images, images, labels, matching="activation")
     lost = {name: free.similarity[name] - merged.similarity[name] for name in free.similarity}
     assert all(-1e-9 <= loss < 0.2 for loss in lost.values()), lost
-    with pytest.raises(UserError, match="only for a net and its own transformed self"):
+    with pytest.raises(UserError, match="only for a net and its transformed self"):
         merge(net, vgg11(seed=1), images, images, labels, matching="involution")
 
 

@@ -1,4 +1,4 @@
-"""Following channels through a net: it is run on one image, and a handler follows them through every operation."""
+"""Propagation of channel labels through a net, which is run on one image: each operation has a handler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from relusym.channels.labels import FIXED, Labels, UnionFind, Weights
 from relusym.channels.tracing import Handler, Handlers, describe, function_name, layer_of
 from relusym.errors import UserError, theirs
 
-# Handlers that take parameters that were combined with constants, entry by entry.
+# Handlers that accept parameters combined entry by entry with constants.
 ENTRYWISE: set[Handler] = set()
 
 
@@ -24,19 +24,19 @@ class Flow(fx.Interpreter):
 
     Attributes:
         relations: which channels are joined.
-        places: name in the state dict and dimension → the labels along it.
-        labels: of each node's output; of one that is no tensor, its value.
-        fixed: operations whose effect isn't known, so that channels they read and write stay at their places → why.
-        writers: nodes of layers that write channels → the labels of these.
-        result: what the net computes of the image.
+        places: (name in the state dict, dimension) → the labels along it.
+        labels: node → the labels of its output, or the output itself if that isn't a tensor.
+        fixed: operation whose effect is unknown, so that the channels that it reads and writes are fixed → why.
+        writers: node of a layer that writes channels → their labels.
+        result: the net's output on the image.
 
     Raises:
-        UserError: an operation whose effect on channels is unknown, or layers that can't be permuted; named.
+        UserError: an operation (named) whose effect is unknown and whose operands can't be fixed.
     """
 
     what = "channels"
     relations_of: type = UnionFind
-    dropped: tuple[type, ...] = (Labels, Weights, Tensor)  # no handler may leave these aside
+    dropped: tuple[type, ...] = (Labels, Weights, Tensor)  # no handler may ignore these
 
     def __init__(self, net: nn.Module, graph: fx.GraphModule, x: Tensor, handlers: Handlers):
         super().__init__(graph)
@@ -59,7 +59,7 @@ class Flow(fx.Interpreter):
         return Labels.alike(FIXED, shape)
 
     def at_output(self, x: Labels) -> None:
-        """An output's channels are fixed."""
+        """Fix the channels of an output."""
         self.relations.join(x.ids, torch.tensor(FIXED), "output")
 
     def run_node(self, n: fx.Node) -> Any:
@@ -87,7 +87,7 @@ class Flow(fx.Interpreter):
         if not followed or not any(isinstance(part, Tensor) for part in tree_leaves(result)):
             return result.clone() if isinstance(result, Tensor) else result  # it may be changed in place
         layer = layer_of(self.module, node)
-        name = function_name(node)  # what works in place is known by its bare name
+        name = function_name(node)  # in-place functions are registered without underscores
         keys = type(layer).__mro__ if layer is not None else [name, name and name.strip("_")]
         handler = next((self.handlers[key] for key in keys if key in self.handlers), None)
         call = Call(self, node, result, layer)
@@ -100,27 +100,27 @@ class Flow(fx.Interpreter):
             call.check(handler, *known)
             try:
                 return handler(call, *known[0], **known[1])
-            except (AttributeError, IndexError, RuntimeError, TypeError) as error:  # another way of calling
+            except (AttributeError, IndexError, RuntimeError, TypeError) as error:  # unforeseen arguments
                 if not handler.__module__.startswith(__package__.partition(".")[0]):
                     raise
-                raise call.refusal(f"it is called in a way that isn't known ({theirs(error)})") from error
+                raise call.refusal(f"it is called in an unknown way ({theirs(error)})") from error
         except Unknown as reason:
             return self.unknown(call, inputs, reason)
 
     def unknown(self, call: Call, inputs: list[Any], reason: Unknown) -> Any:
-        """The labels after an operation whose effect isn't known: all channels that it reads and writes stay."""
+        """The labels after an operation whose effect is unknown: all channels that it reads and writes are fixed."""
         self.fixed[describe(call.node)] = str(reason)
         names = call.layer.state_dict() if call.layer is not None else ()
         call.fix(*(x for x in inputs if isinstance(x, Labels | Weights)), *names)
         return tree_map(lambda x: Labels.alike(FIXED, x.shape) if isinstance(x, Tensor) else x, call.result)
 
     def place(self, name: str, labels: Labels, call: Call) -> None:
-        """The entries of a parameter or buffer belong to these channels, which lie along one of its dimensions."""
+        """Record which channels the entries of a parameter or buffer belong to, varying along at most one dimension."""
         for dim in labels.varies[:1]:
             self.place_along(name, dim, call.along(labels, dim), call)
 
     def place_along(self, name: str, dim: int, labels: Tensor, call: Call) -> None:
-        """As `place`, by the labels along a dimension."""
+        """As `place`, from the labels along a dimension."""
         before = self.places.get((name, dim))
         if before is not None and before.shape != labels.shape:
             raise call.refusal(f"{name} is used in several ways")
@@ -129,15 +129,15 @@ class Flow(fx.Interpreter):
 
 
 class Unknown(UserError):
-    """What an operation does isn't known."""
+    """The effect of an operation is unknown."""
 
 
 def refuse(net: nn.Module) -> None:
-    """Raise for what a state dict with permuted channels would not be read back as."""
+    """Raise UserError for a net that a permuted state dict can't be read back into."""
     for name, layer in net.named_modules():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight is not (layer._parameters | layer._buffers).get("weight"):
-            raise UserError(f"layer {name}: its weight is computed; make a parameter of it first")
+            raise UserError(f"layer {name}: its weight is computed; make it a parameter first")
         held = [getattr(cell.cell_contents, "__self__", cell.cell_contents)
                 for cell in getattr(vars(layer).get("forward"), "__closure__", None) or ()]  # fmt: skip
         if any(isinstance(x, nn.Module) for x in held):
@@ -148,7 +148,7 @@ def refuse(net: nn.Module) -> None:
     memory: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if nn.parameter.is_lazy(tensor):
-            raise UserError(f"{name} has no shape yet; run the net once before")
+            raise UserError(f"{name} has no shape yet; run the net once first")
         if tensor.numel():
             other, shared = memory.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
             if shared is not tensor:
@@ -156,29 +156,29 @@ def refuse(net: nn.Module) -> None:
 
 
 def alike(values: Tensor) -> bool:
-    """Whether all entries of a tensor are the same."""
+    """Whether all entries of a tensor are equal."""
     return bool((values == values.flatten()[0]).all())
 
 
 def in_order(entries: Tensor, shape: torch.Size) -> bool:
-    """Whether a tensor's entries are numbered as in memory."""
+    """Whether `entries` are numbered in the memory order of a tensor of this shape."""
     return entries.numel() == shape.numel() and torch.equal(entries.flatten(), torch.arange(shape.numel()))
 
 
 def padded(x: Tensor, ndim: int) -> Tensor:
-    """A tensor with as many dimensions, of size 1 before those that it has."""
+    """The tensor with `ndim` dimensions: leading ones of size 1 are added."""
     return x[(None,) * (ndim - x.ndim)]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an operation, to its handler.
+    """One call of an operation, as passed to its handler.
 
     Attributes:
-        flow: of the whole net.
-        node: the graph's.
-        result: what it returned.
-        layer: the layer that it called, if it was one.
+        flow: the flow of the whole net.
+        node: the graph node.
+        result: the operation's result.
+        layer: the layer that was called; None for a function or method.
     """
 
     flow: Flow
@@ -188,39 +188,39 @@ class Call:
 
     @property
     def shape(self) -> torch.Size:
-        """The output's."""
+        """The shape of the output."""
         return self.result.shape
 
     @property
     def relations(self) -> Any:
-        """Those of the labels."""
+        """The relations between labels."""
         return self.flow.relations
 
     def refusal(self, reason: str) -> Unknown:
-        """An error that names the operation; channels that it touches stay at their places, pixels can't be moved."""
+        """An error that names the operation: channels that it touches are fixed, and pixels can't be moved."""
         what = f"layer {self.node.target}" if self.layer is not None else f"operation {self.node.name}"
         return Unknown(f"{what}: {reason}")
 
     def check(self, handler: Handler, args: Any, options: dict[str, Any]) -> None:
-        """Raises Unknown if tensors are handed to a handler that doesn't look at them."""
+        """Raise Unknown if the handler doesn't take these arguments, or ignores tensors among them."""
         parameters = signature(handler)
         try:
             bound = parameters.bind(self, *args, **options).arguments
         except TypeError as error:
-            raise self.refusal(f"it is called in another way than its handler knows ({error})") from error
+            raise self.refusal(f"its handler doesn't take these arguments ({error})") from error
         for name, x in bound.items():
             if parameters.parameters[name].annotation in (Labels, "Labels") and not isinstance(x, Labels):
-                raise self.refusal("what it does with parameters or constants isn't known")
+                raise self.refusal("its effect on parameters or constants is unknown")
         if handler not in ENTRYWISE and any(
             isinstance(x, Weights) and x.beside for x in tree_leaves((args, options))
         ):
-            raise self.refusal("what it does with parameters and constants together isn't known")
+            raise self.refusal("its effect on parameters and constants together is unknown")
         for x in tree_leaves([bound.get(name) for name in ("rest", "options")]):
             if isinstance(x, self.flow.dropped) and x.shape.numel() > 1:
-                raise self.refusal("what one of its operands does isn't known")
+                raise self.refusal("the effect of one of its operands is unknown")
 
     def fix(self, *operands: Any) -> None:
-        """What labels, and parameters or buffers, of this layer if by name, hold stays at its place."""
+        """Fix the channels of these labels, parameters and buffers; those by name are this layer's."""
         for x in operands:
             if isinstance(x, Labels):
                 self.relations.join(x.ids, torch.tensor(FIXED), self.node.name)
@@ -230,15 +230,15 @@ class Call:
                     self.flow.place_along(name, dim, torch.full([size], FIXED), self)
 
     def along(self, x: Labels, dim: int) -> Tensor:
-        """The labels along a dimension, int64 (n,); what varies along others is joined."""
+        """The labels along a dimension, int64 (n,); labels that vary along others are joined."""
         dim %= len(x.shape)
         others = [other for other in x.varies if other != dim]
         return self.relations.join_along(x.ids, others, self.node.name).flatten().expand(x.shape[dim])
 
     def index(self, weights: str | Weights | None, dim: int, labels: Tensor) -> None:
-        """A dimension of a parameter or buffer, of this layer's if by name, is indexed by these channels.
+        """Record that a dimension of a parameter or buffer (by name: this layer's) is indexed by these channels.
 
-        None, and a parameter that the layer was made without, have no dimension.
+        None, and a parameter that the layer was created without, are skipped.
         """
         if isinstance(weights, Labels | Tensor):
             self.combine(Labels.along(labels, dim, weights.shape), weights, shape=weights.shape)
@@ -249,13 +249,13 @@ class Call:
                 self.flow.place_along(name, dim, labels, self)
 
     def _is_whole(self, weights: Weights) -> bool:
-        """Whether weights are a parameter or buffer as it is, or entry by entry a function of it."""
+        """Whether weights are a parameter or buffer itself, or an entrywise function of it."""
         shape = self.flow.tensors[weights.name].shape
         same = len(weights.sources) == 1 and weights.shape == shape
         return same and in_order(weights.sources[weights.name], shape)
 
     def write(self, weights: str | Weights, dim: int, count: int) -> Tensor:
-        """The labels of the channels that this operation writes: new ones, but if its weights wrote before."""
+        """The labels of the channels that this operation writes: new ones, unless its weights wrote channels before."""
         whole = not isinstance(weights, Weights) or self._is_whole(weights)
         before = self.flow.places.get((self._names(weights)[0], dim)) if whole else None
         labels = self.relations.fresh(count) if before is None else before
@@ -264,13 +264,13 @@ class Call:
         return labels
 
     def writes(self, labels: Tensor) -> None:
-        """The channels' statistics are those that this layer gives them."""
+        """Record this operation as the writer of these channels."""
         self.flow.writers[self.node] = labels
 
     def mix(self, x: Labels, dims: list[int], how: Hashable = None) -> Tensor:
-        """What is computed from all entries along these dimensions alike: the labels, with size 1 there.
+        """The labels, of size 1 along `dims`, of a symmetric function of all entries along these dimensions.
 
-        If no others vary, the channels are only set apart from those that aren't there; else they stay together.
+        If labels vary along no other dimension, their channels are only set apart from others; else they are nested.
         """
         mixed = [dim for dim in x.varies if dim in dims]
         if mixed and mixed == x.varies:
@@ -279,7 +279,7 @@ class Call:
         return self.relations.nest(x.ids, mixed, self.node.name) if mixed else x.ids
 
     def combine(self, *operands: Any, shape: torch.Size | None = None) -> Any:
-        """What is computed entry by entry of tensors, broadcast to a shape: channels that meet are joined."""
+        """The labels (or weights) of an entrywise function of broadcast tensors: channels that meet are joined."""
         shape = self.shape if shape is None else shape
         ndim = len(shape)
         weights = [x for x in operands if isinstance(x, Weights)]
@@ -302,17 +302,17 @@ class Call:
         return Labels(shape, ids)
 
     def constant(self, values: Tensor, varies: Sequence[int] = ()) -> Labels:
-        """The labels of a tensor that depends on no image: a single one, if all its entries are alike.
+        """The labels of a tensor that doesn't depend on the image: a single one if all its entries are equal.
 
         Args:
-            varies: the dimensions along which what it meets varies.
+            varies: the dimensions along which the labels that it meets vary.
         """
         if values.numel() and alike(values):
             return Labels.alike(self.relations.constant(float(values.flatten()[0])), values.shape)
         return Labels(values.shape, self.relations.constants(values, [*varies]))
 
     def _combined(self, weights: list[Weights], beside: tuple[Tensor, ...]) -> Weights:
-        """What is computed entry by entry of parameters: of one of them, of the same entries, or of sums over them."""
+        """An entrywise function of parameters; one used twice is used with the same entries, or reduced over them."""
         sources: dict[str, Tensor] = {}
         every = [(name in parameter.pooled, name, padded(entries, self.result.ndim))
                  for parameter in weights for name, entries in parameter.sources.items()]  # fmt: skip
@@ -328,12 +328,12 @@ class Call:
         return Weights(self.shape, sources, frozenset(sources.keys() - whole), beside)
 
     def meet(self, weights: Weights, ids: Tensor) -> None:
-        """Weights that meet channels entry by entry, broadcast, are indexed by them."""
+        """Record that weights are indexed by the channels that they meet entry by entry, broadcast."""
         varies = [dim for dim, size in enumerate(ids.shape) if size > 1]
         for name, entries in weights.sources.items():
             tensor, entries = self.flow.tensors[name], padded(entries, ids.ndim)
             if varies and all(entries.shape[dim] == 1 for dim in varies):
-                continue  # it is alike in all of them
+                continue  # all these channels meet the same entry
             whole = entries.shape[-tensor.ndim :] == tensor.shape and in_order(entries, tensor.shape)
             if whole and len(varies) == 1 and entries.shape[varies[0]] == ids.shape[varies[0]]:
                 self.flow.place_along(name, varies[0] - ids.ndim + tensor.ndim, ids.flatten(), self)
@@ -344,12 +344,12 @@ class Call:
             met = self.relations.gathered(*pairs, tensor.shape, self.node.name)
             places = torch.unravel_index(pairs[0], tensor.shape) if name in weights.pooled else ()
             for dim, place in enumerate(places):
-                if not place.any():  # of all that is pooled, `sources` has the first
+                if not place.any():  # `sources` has the first of the pooled entries
                     met = met.narrow(dim, 0, 1)
             self.flow.place(name, Labels.of(met.expand(tensor.shape)), self)
 
     def _names(self, weights: str | Weights) -> list[str]:
-        """All names in the state dict of a tensor that a handler means; none of what is None in the layer."""
+        """All names of a tensor in the state dict; none if it is None in the layer."""
         name = weights.name if isinstance(weights, Weights) else f"{self.node.target}.{weights}"
         owner, _, key = name.rpartition(".")
         tensor = getattr(self.flow.module.get_submodule(owner), key)

@@ -24,10 +24,10 @@ class Place:
     """Where channels lie in one dimension of a tensor.
 
     Attributes:
-        tensor: a parameter's or buffer's name in the state dict; of `ChannelGroup.outputs`, a graph node's.
+        tensor: name of a parameter or buffer in the state dict; in `ChannelGroup.outputs`, of a graph node.
         dim: the dimension.
-        block: how many entries of it each channel spans.
-        entries: those of the first channel, of the second and so on; None: all, in their order.
+        block: number of entries that each channel spans.
+        entries: the entries of the first channel, then of the second, and so on; None: all, in order.
     """
 
     tensor: str
@@ -46,20 +46,20 @@ class Place:
 class ChannelGroup:
     """Channels that one permutation acts on.
 
-    Those of attention lie in heads of equally many, and those of a group norm in its groups, which are called heads
-    here, too: the permutation brings each head to the place of a whole head, and within it each channel to any.
+    The channels of attention lie in heads of equal size, and those of a group norm in its groups, which are called
+    heads here, too: the permutation moves heads as a whole, and channels within each head.
 
     Attributes:
-        name: the last layer that writes to the group, such as `conv3`, on a residual stream the last block's; with the
-            range of its channels, such as `conv3[:16]`, if those aren't all of the layer's.
+        name: the last layer that writes to the group, such as `conv3` (on a residual stream, that of the last block);
+            with the range of its channels, such as `conv3[:16]`, unless they are all of the layer's.
         size: number of channels.
         places: every place in the state dict that is indexed by these channels.
         node: the graph node whose output is compared when channels are matched: the group's last activation; empty if
-            they show in none, as what belongs to a head.
-        nodes: every graph node whose output has these channels and no others, one entry of dimension 1 each.
-        outputs: all places in the outputs of graph nodes where these channels are.
-        heads: how many heads there are; 1: any permutation will do.
-        tied: a number that groups share whose heads are permuted alike, as queries with keys and values.
+            no output has them, as for parameters with one entry per head.
+        nodes: every graph node whose output has exactly these channels along dimension 1, one entry each.
+        outputs: every place of these channels in the outputs of graph nodes.
+        heads: number of heads; 1: any permutation is allowed.
+        tied: a number shared by groups whose heads are permuted alike, such as queries and keys, and values.
     """
 
     name: str
@@ -73,17 +73,17 @@ class ChannelGroup:
 
     @property
     def matched(self) -> Place:
-        """Where in the output of `node` the channels are."""
+        """The place of the channels in the output of `node`."""
         return next(place for place in self.outputs if place.tensor == self.node)
 
 
 class ChannelPartition:
-    """A net's channels once it has been followed: which are joined to one, and which of these are alike.
+    """A net's channels divided into groups: joined channels count as one, and interchangeable ones form a group.
 
     Attributes:
-        sizes: of the groups, those of a single channel left out.
-        heads: how many heads each group has; 1: none.
-        tied: of groups with heads, a number that those share whose heads are permuted alike.
+        sizes: of the groups; groups of a single channel are left out.
+        heads: number of heads of each group; 1: none.
+        tied: for each group with heads, a number shared by groups whose heads are permuted alike; else None.
     """
 
     def __init__(self, flow: Flow):
@@ -92,7 +92,7 @@ class ChannelPartition:
         self._places: dict[int, tuple[Tensor, list]] = {}
         self._kinds: dict[Hashable, int] = {}
         alike, self.fresh = np.zeros(len(self.roots), dtype=np.int64), 1
-        # of the labels of a channel, how many are below: `places` keeps them in this order
+        # the rank of each label among those joined to the same channel: `places` keeps them in this order
         order = np.argsort(self.roots, kind="stable")
         starts = np.searchsorted(self.roots[order], self.roots)
         self.within = np.empty_like(order)
@@ -108,12 +108,12 @@ class ChannelPartition:
         for marked in flow.relations.marks.values():
             self._refine(alike, torch.cat(marked))
         for labels in tree_leaves(list(flow.labels.values())):
-            if isinstance(labels, Labels):  # what only some pass through sets them apart
+            if isinstance(labels, Labels):  # channels are set apart by nodes that only some pass through
                 self._refine(alike, labels.ids)
         indexing = {
             root for labels in flow.places.values() for root in np.unique(self._roots(labels)).tolist()
         }
-        self.head = np.arange(len(self.roots))  # of every channel; itself, if it is in none
+        self.head = np.arange(len(self.roots))  # of every channel; the channel itself if it is in none
         for head, sets in heads.items():
             for channels in sets:
                 self.head[list(channels)] = head or min(channels)
@@ -126,22 +126,22 @@ class ChannelPartition:
         held = {head for head in heads if head != FIXED}
         self.group, self.rank = (np.full(len(self.roots), -1) for _ in range(2))
         for number, channels in enumerate(groups):
-            its = np.unique(self.head[channels])
-            several = len(its) > 1 and held.issuperset(its.tolist())
-            self.heads.append(len(its) if several else 1)
-            self.tied.append(int(its[0]) if several else None)
+            labels = np.unique(self.head[channels])
+            several = len(labels) > 1 and held.issuperset(labels.tolist())
+            self.heads.append(len(labels) if several else 1)
+            self.tied.append(int(labels[0]) if several else None)
             self.group[channels], self.rank[channels] = number, range(len(channels))
 
     def _roots(self, labels: Tensor) -> np.ndarray:
         return self.roots[labels.flatten().clamp(min=FIXED).numpy()]
 
     def _refine(self, alike: np.ndarray, labels: Tensor) -> None:
-        """Set channels apart by how often each of their labels is among these."""
+        """Set channels apart by how often each of their labels occurs in `labels`."""
         entries = labels.flatten().clamp(min=FIXED).numpy()
         self._refine_by(alike, self.roots[entries], self._hashes[0][self.within[entries]])
 
     def _refine_by(self, alike: np.ndarray, channels: np.ndarray, hashes: np.ndarray) -> None:
-        """Set channels apart by the sums of numbers that stand for what they have."""
+        """Set channels apart by the sums of their hashes."""
         roots, where = np.unique(channels, return_inverse=True)
         sums = np.zeros(len(roots), dtype=np.uint64)
         np.add.at(sums, where.reshape(-1), hashes)
@@ -150,12 +150,12 @@ class ChannelPartition:
         self.fresh += len(roots)
 
     def _refine_by_heads(self, alike: np.ndarray, heads: dict[int, list[frozenset[int]]]) -> set[int]:
-        """Set channels apart by what lies in a head with them; those of heads that hold several sets alike stay."""
+        """Set channels apart by what shares their head; return those of heads with several equal sets, to be fixed."""
         apart: set[int] = set()
         kinds = -1
         while kinds < (kinds := len(np.unique(alike))):
             for head, sets in heads.items():
-                # of the sets of a head, what they hold; fixed heads are alike to none
+                # what each set of a head holds; a fixed head is like no other
                 signs = [
                     (tuple(sorted(alike[list(held)])), min(held) if head == FIXED else 0) for held in sets
                 ]
@@ -168,14 +168,14 @@ class ChannelPartition:
         return apart
 
     def _numbered(self, *what: Hashable) -> int:
-        """One number for each kind of channels."""
+        """A number for each kind of channel."""
         if what not in self._kinds:
             self._kinds[what] = self.fresh
             self.fresh += 1
         return self._kinds[what]
 
     def places(self, tensor: str, dim: int, labels: Tensor) -> list[tuple[int, Place]]:
-        """Each group that has all its channels along this dimension, with as many entries of each, and where."""
+        """The groups with all their channels along this dimension, equally many entries each; and their places."""
         if id(labels) not in self._places:
             roots, every = self._roots(labels), labels.flatten().numpy()
             groups = self.group[roots]
@@ -197,7 +197,7 @@ class ChannelPartition:
 
 
 def groups_of(flow: Flow) -> list[ChannelGroup]:
-    """The channel groups that a net's flow shows, see `channel_groups`."""
+    """The channel groups of a net, from its flow; see `channel_groups`."""
     partition = ChannelPartition(flow)
     order = {node: i for i, node in enumerate(flow.module.graph.nodes)}
     places, outputs, written = defaultdict(list), defaultdict(dict), defaultdict(list)
@@ -211,7 +211,7 @@ def groups_of(flow: Flow) -> list[ChannelGroup]:
     for node, labels in flow.writers.items():
         for group, place in partition.places(node.name, 0, labels):
             written[group].append((order[node], node, place))
-    # inside a layer, where nothing shows how alike two channels are, they stay; but what belongs to a head goes with it
+    # channels inside a layer, which no output shows for comparison, are fixed; but a head's parameters move with it
     hidden = [number for number, size in enumerate(partition.sizes)
               if not outputs[number] and size > partition.heads[number]]  # fmt: skip
     staying = {partition.tied[number] for number in hidden} - {None}
@@ -247,8 +247,8 @@ def groups_of(flow: Flow) -> list[ChannelGroup]:
 
 
 def _compared(flow: Flow, where: dict[fx.Node, Place], attention: bool, order: dict[fx.Node, int]) -> fx.Node:
-    """The node whose output shows how alike a group's channels are: the last activation, or else sum, or else any."""
-    if attention:  # queries go with keys: their layer shows both
+    """The node whose output is compared to match a group's channels: the last activation, or else sum, or else any."""
+    if attention:  # queries are matched together with keys: their layer's output has both
         where = {node: place for node, place in where.items() if node in flow.writers} or where
     smallest = min(place.block for place in where.values())
     nodes = [node for node, place in where.items() if place.block == smallest]
@@ -282,25 +282,25 @@ def permute(
 ) -> dict[str, Tensor]:
     """The state dict with its channels reordered: channel i of a group is the former channel `permutation[i]`.
 
-    W₁ ↦ P₁W₁, Wⱼ ↦ PⱼWⱼPⱼ₋₁ᵀ, W_L ↦ W_LP_L₋₁ᵀ (section 3); the net's function stays.
+    W₁ ↦ P₁W₁, Wⱼ ↦ PⱼWⱼPⱼ₋₁ᵀ, W_L ↦ W_LP_L₋₁ᵀ (section 3), which leaves the net's function unchanged.
 
     Raises:
-        UserError: a group's permutation is missing, or no bijection that leaves heads whole; the state dict is another
-            net's, or that of a net before its weights were computed.
+        UserError: a group's permutation is missing, or isn't a bijection that keeps heads whole; the state dict is
+            that of another net, or of a parametrized net whose weights haven't been computed.
     """
-    permuted = copy(state)  # with the versions of layers that a state dict keeps beside
+    permuted = copy(state)  # keeps the versions of layers in the state dict's `_metadata`
     orders: dict[int | None, Tensor] = {}
     for group in groups:
         permutation = torch.as_tensor(permutations.get(group.name, ()))
         whole = not permutation.is_floating_point()
         if not whole or not torch.equal(permutation.sort().values.cpu(), torch.arange(group.size)):
-            raise UserError(f"group {group.name}: no bijection on {group.size} channels is given")
+            raise UserError(f"group {group.name}: its permutation is no bijection on {group.size} channels")
         heads = head_order(permutation.cpu(), group.heads)
         if group.heads > 1 and not torch.equal(
             heads, orders.setdefault(group.tied, heads)[:, :1].expand_as(heads)
         ):
             raise UserError(
-                f"group {group.name}: tears heads apart, or orders them as no other of their attention"
+                f"group {group.name}: its permutation tears heads apart, or orders them unlike groups tied to it"
             )
         for place in group.places:
             if place.tensor not in permuted:
@@ -317,10 +317,10 @@ def permute(
 def rescale(
     state: dict[str, Tensor], groups: list[ChannelGroup], factors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The state dict with the channels of groups multiplied by `factors`, float (C,), and what reads them divided.
+    """The state dict with each group's channels multiplied by its `factors`, float (C,), and what reads them divided.
 
-    The net's function stays if `TracedNet.admits` such factors. Where a batch norm writes the channels, signs go to the
-    convolution before it, so that its weights are those of a net that was trained so, and sizes to the batch norm.
+    The net's function is unchanged if `TracedNet.admits` such factors. Where a batch norm writes the channels, signs
+    are applied to the convolution before it, as if the net had been trained so, and magnitudes to the batch norm.
     """
     scaled = copy(state)
     for group in groups:
@@ -338,20 +338,20 @@ def rescale(
                     factor = {"weight": factor.abs(), "running_mean": factor.sign()}.get(kind, factor**0)
             elif normed:
                 factor = factor.sign()
-            by = tensor.new_ones(tensor.shape[place.dim])
-            by[place.index(group.size, tensor.device)] = factor[:, None]
-            scaled[place.tensor] = tensor * by.reshape(-1, *[1] * (tensor.ndim - 1 - place.dim))
+            scale = tensor.new_ones(tensor.shape[place.dim])
+            scale[place.index(group.size, tensor.device)] = factor[:, None]
+            scaled[place.tensor] = tensor * scale.reshape(-1, *[1] * (tensor.ndim - 1 - place.dim))
     return scaled
 
 
 def head_order(permutation: Tensor, heads: int) -> Tensor:
-    """From which head each channel comes, int64 (heads, C / heads)."""
+    """The former head of each channel, int64 (heads, C / heads)."""
     rows = permutation.reshape(heads, -1)
     return rows // rows.shape[1]
 
 
 def random_permutations(groups: list[ChannelGroup], generator: torch.Generator) -> dict[str, Tensor]:
-    """Random permutations of all groups, uniformly among those that leave the net's function as it is."""
+    """Random permutations of all groups, uniform over those that leave the net's function unchanged."""
     permutations, orders = {}, {}
     for group in groups:
         if group.heads == 1:
@@ -380,13 +380,13 @@ def order_of(
 def factors_of(
     node: str, size: int, groups: list[ChannelGroup], factors: dict[str, Tensor], dim: int = 1
 ) -> Tensor:
-    """By what `rescale` multiplies a dimension of a node's output, float64 (size,)."""
-    by = torch.ones(size, dtype=torch.float64)
+    """The factors by which `rescale` multiplies a dimension of a node's output, float64 (size,)."""
+    scale = torch.ones(size, dtype=torch.float64)
     for group in groups:
         for place in group.outputs:
             if group.name in factors and (place.tensor, place.dim) == (node, dim):
-                by[place.index(group.size)] *= factors[group.name].cpu()[:, None]
-    return by
+                scale[place.index(group.size)] *= factors[group.name].cpu()[:, None]
+    return scale
 
 
 def reordered(place: Place, channels: int, permutation: Tensor, size: int) -> Tensor:
@@ -397,9 +397,9 @@ def reordered(place: Place, channels: int, permutation: Tensor, size: int) -> Te
 
 
 def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a graph's node is a nonlinearity that acts on every entry alone."""
+    """Whether a graph node is an entrywise nonlinearity."""
     layer = layer_of(graph, node)
-    if isinstance(layer, BATCH_NORMS):  # as timm's with an activation
+    if isinstance(layer, BATCH_NORMS):  # such as timm's, which include an activation
         layer = getattr(layer, "act", None)
     return isinstance(layer, ACTIVATIONS) or function_name(node) in ACTIVATING
 
@@ -412,9 +412,9 @@ def has_batch_norm(net: nn.Module) -> bool:
 def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
     """The outputs of the blocks of a net with batch norm.
 
-    Of residual ones, the ReLU that reads an addition, or the addition if no ReLU does. A net without residual blocks
-    is made of convolution, batch norm and ReLU: the ReLUs. (What batch norms write themselves has, once they are reset,
-    the mean of the endpoints' statistics as it is.)
+    For a residual block, the ReLU that reads its addition, or the addition if no ReLU does. In a net without residual
+    blocks, which is made of convolution, batch norm and ReLU, the ReLUs. (The outputs of reset batch norms themselves
+    have the mean of the endpoints' statistics already.)
     """
 
     def activated(node: fx.Node) -> fx.Node | None:
@@ -430,7 +430,7 @@ def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def _adds_feature_maps(addition: fx.Node) -> bool:
-    """Whether two tensors are added, and not sizes or a constant."""
+    """Whether two tensors are added, rather than sizes or a constant."""
     others = {"size", "getattr", "getitem", "dim", "len"}
     return len(addition.args) == 2 and all(
         isinstance(x, fx.Node) and function_name(x) not in others and x.op != "get_attr"

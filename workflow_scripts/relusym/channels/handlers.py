@@ -1,4 +1,4 @@
-"""What PyTorch's layers and functions do to channels, one small handler each; those of `both` do the same to pixels."""
+"""What PyTorch's layers and functions do to channels: a small handler for each; those of `both` serve pixels, too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ both = partial(handler, on="both")
 
 
 def layers(names: str, *sizes: str) -> tuple[type[nn.Module], ...]:
-    """PyTorch's layers of these names, of each of these numbers of dimensions."""
+    """PyTorch's layers of these names, with each of these suffixes, such as "2d"."""
     return tuple(getattr(nn, name + size) for name in names.split() for size in sizes or ("",))
 
 
@@ -64,18 +64,18 @@ ACTIVATING = set(NAMES["activating"])
 
 
 def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transposed: bool, dim: int) -> Labels:
-    """A convolution's channels, or, along the last dimension, a linear layer's; each of its groups is one channel."""
+    """The channels of a convolution, or of a linear layer along the last dimension; each group is one channel."""
     if isinstance(weight, Labels | Tensor):
         return _filtered(call, x, weight, bias, groups, dim)
     shape = call.layer.weight.shape if isinstance(weight, str) else weight.shape
     reads, writes = (0, 1) if transposed else (1, 0)
-    if not isinstance(x, Labels):  # a table that an inner net reads
+    if not isinstance(x, Labels):  # such as a table of positions, read by an inner net
         if isinstance(x, Weights):
             call.fix(x)
         x = Labels.alike(FIXED, x.shape)
     pointwise = groups == 1 and all(size == 1 for size in shape[2:])
     if x.varies and dim % len(x.shape) not in x.varies and pointwise:
-        call.fix(weight, bias)  # along positions, and not channels, it does the same to all channels
+        call.fix(weight, bias)  # it mixes positions, alike for all channels
         return Labels(call.shape, no_constants(x.ids))
     read = call.along(x, dim)
     if groups == 1:
@@ -92,10 +92,10 @@ def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transpose
 
 
 def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int) -> Labels:
-    """A convolution with a kernel that is no parameter, as a fixed blur: each channel's the same, or channels stay."""
+    """A convolution with a kernel that is no parameter, such as a fixed blur: the same for each channel, or refused."""
     same = isinstance(weight, Tensor) and bool((weight == weight[:1]).all())
     if not (same and isinstance(x, Labels) and groups == len(weight) == x.shape[dim]) or bias is not None:
-        raise call.refusal("its kernel is computed in a way that isn't known")
+        raise call.refusal("its kernel is computed in an unknown way")
     return Labels.along(call.along(x, dim), dim % len(call.shape), call.shape)
 
 
@@ -109,14 +109,14 @@ def conv(call: Call, x: Any) -> Labels:
 def conv_function(
     call: Call, input: Any, weight: Any, bias: Any = None, *rest: Any, groups: int = 1, **options: Any
 ) -> Labels:
-    groups = rest[3] if len(rest) > 3 else groups  # in either order of the others
+    groups = rest[3] if len(rest) > 3 else groups  # fourth for conv and conv_transpose alike
     transposed = "transpose" in function_name(call.node)
     return convolved(call, input, weight, bias, groups, transposed, 1 - len(weight.shape))
 
 
 @handler("deform_conv2d")
 def deformed(call: Call, input: Labels, weight: Any, offset: Any, mask: Any, bias: Any, *rest: Any) -> Labels:
-    """torchvision's; its offsets and its mask have an order, and are the same for all channels that it reads."""
+    """torchvision's; its offsets and its mask have a fixed order, and are shared by all channels that it reads."""
     if offset.shape[1] != 2 * weight.shape[2:].numel():
         raise call.refusal("offsets of several groups of channels aren't supported")
     call.fix(offset, mask)
@@ -137,7 +137,7 @@ def linear_function(call: Call, input: Any, weight: Any, bias: Any = None) -> La
 
 
 def no_constants(ids: Tensor) -> Tensor:
-    """A constant is no longer alike in all channels once each has weights of its own."""
+    """The labels after an operation with a weight for each channel, which makes constants differ between channels."""
     return ids.clamp(min=FIXED)
 
 
@@ -155,9 +155,9 @@ def batch_norm_function(
     call: Call, input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, *rest: Any,
     **options: Any,
 ) -> Any:  # fmt: skip
-    if isinstance(input, Weights):  # they are standardised
+    if isinstance(input, Weights):  # weight standardisation
         if any(isinstance(parameter, Labels | Tensor) for parameter in (weight, bias)):
-            raise call.refusal("parameters are normalised in a way that isn't known")
+            raise call.refusal("parameters are normalised in an unknown way")
         scale = [Weights(torch.Size([1, parameter.shape[0], 1]),
                          {name: ids.reshape(1, -1, 1) for name, ids in parameter.sources.items()})
                  for parameter in (weight, bias) if parameter is not None]  # fmt: skip
@@ -181,9 +181,9 @@ def prelu(call: Call, x: Labels, weight: Any = "weight") -> Labels:
 def layer_norm_function(
     call: Call, input: Labels, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 0
 ) -> Labels:
-    """Over the last dimensions, whose weights meet them entry by entry."""
+    """A norm over the last dimensions, with a weight for each of their entries."""
     call.mix(input, list(range(input.ids.ndim - len(normalized_shape), input.ids.ndim)))
-    if isinstance(bias, float):  # rms_norm's, which has no bias, is eps
+    if isinstance(bias, float):  # rms_norm's eps, since it has no bias
         bias = None
     if weight is None and bias is None:
         return Labels(call.shape, input.ids)
@@ -207,7 +207,7 @@ def layer_norm(call: Call, x: Labels) -> Labels:
 def group_norm_function(
     call: Call, input: Labels, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 0
 ) -> Labels:
-    """Its groups are permuted whole, and the channels within each."""
+    """The norm's groups are permuted whole, and channels within each group."""
     labels = call.along(input, 1)
     if num_groups > 1:
         call.relations.nest(labels.reshape(num_groups, -1), [1], call.node.name)
@@ -227,10 +227,10 @@ def group_norm(call: Call, x: Labels) -> Labels:
 
 
 def dims_of(call: Call, x: Any, rest: tuple, options: dict[str, Any], default: Any = None) -> list[int]:
-    """The dimensions along which an operation works, by its arguments after the tensor; [] if along all."""
+    """The dimensions along which an operation works, from its arguments after the tensor; [] if along all."""
     name = function_name(call.node) or ""
     if name.startswith(("norm", "linalg", "fft")) or name in ("kthvalue", "topk", "diff"):
-        rest = rest[1:]  # after an order or a number
+        rest = rest[1:]  # which follows an order or a number
     dims = options.get("dim", options.get("axis", rest[0] if rest else default))
     dims = [] if dims is None else [dims] if isinstance(dims, int) else dims
     return [dim % len(x.shape) for dim in dims]
@@ -254,7 +254,7 @@ def reduction(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
 
 @both("softmax", "log_softmax", "normalize", nn.Softmax, nn.LogSoftmax)
 def along_a_dimension(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
-    """Whatever their order, each entry is computed of itself and of all along the dimension."""
+    """Each entry is computed from itself and from all entries along the dimension, whatever their order."""
     if isinstance(x, Weights):
         return x
     options = options if call.layer is None else vars(call.layer)
@@ -264,7 +264,7 @@ def along_a_dimension(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
 
 @both("max", "min", "argmax", "argmin", "median", "nanmedian", "mode", "kthvalue", "topk", "sort")
 def ranked(call: Call, x: Any, other: Any = None, *rest: Any, **options: Any) -> Any:
-    """The largest and the like, of all along a dimension; and where they are, which depends on their order."""
+    """The largest entry along a dimension, and the like; and its index, which depends on the order of entries."""
     if isinstance(other, Labels | Weights | Tensor):
         return entrywise(call, x, other)
     results = call.result if isinstance(call.result, tuple) else (call.result,)
@@ -272,12 +272,12 @@ def ranked(call: Call, x: Any, other: Any = None, *rest: Any, **options: Any) ->
     dims = dims_of(call, x, rest, options, -1 if len(results) > 1 else None)
     where = function_name(call.node).startswith("arg")
     if (where and not dims) or (isinstance(x, Weights) and len(results) > 1):
-        raise call.refusal("it uses where the largest is")
+        raise call.refusal("it uses the index of an entry")
     if isinstance(x, Weights) or not dims:
         return reduction(call, x, *rest, **options)
     where |= any(function_name(user) == "getitem" and user.args[1] == 1 for user in call.node.users)
     if where and dims[0] in x.varies:
-        raise call.refusal("it uses where the largest is")
+        raise call.refusal("it uses the index of an entry")
     ids = call.mix(x, dims)
     ids = ids if results[0].ndim == len(x.shape) else ids.squeeze(dims[0])
     labels = tuple(Labels(result.shape, ids) for result in results)
@@ -292,7 +292,7 @@ def ranked(call: Call, x: Any, other: Any = None, *rest: Any, **options: Any) ->
     *(f"fft_{i}{r}fft{d}" for i in ("", "i") for r in ("", "r") for d in ("", "2")),
 )
 def in_order(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    """What depends on the order along dimensions."""
+    """Operations that depend on the order of entries along dimensions."""
     default = (-2, -1) if function_name(call.node).endswith("2") else -1
     dims = dims_of(call, x, rest, options, default)
     if set(dims) & set(x.varies):
@@ -324,13 +324,13 @@ def glu(call: Call, input: Labels, dim: int = -1) -> Labels:
 def contracted(call: Call, operands: list[Any], letters: list[str], output: str, step: str = "") -> Labels:
     """A sum of products, in the notation of `torch.einsum`, without repeated letters in one operand.
 
-    What a parameter has along dimensions of its own stays at its place.
+    Along dimensions that only a parameter has, its entries stay at their places.
     """
     order = output + "".join(dict.fromkeys(letter for letter in "".join(letters) if letter not in output))
     sizes: dict[str, int] = {}
     for operand, names in zip(operands, letters, strict=True):
         for letter, size in zip(names, operand.shape, strict=True):
-            sizes[letter] = max(size, sizes.get(letter, 1))  # batches are broadcast
+            sizes[letter] = max(size, sizes.get(letter, 1))  # batch dimensions are broadcast
 
     def arranged(entries: Tensor, names: str) -> Tensor:
         where = [names.index(letter) for letter in order if letter in names]
@@ -362,17 +362,18 @@ def contracted(call: Call, operands: list[Any], letters: list[str], output: str,
     summed = range(len(output), len(order))
     mixed = call.mix(Labels(shape, ids), [*summed], step)
     for dim, letter in enumerate(output) if mixed.numel() == 1 else ():
-        its = [(x, names.index(letter)) for x, names in pairs if letter in names and sizes[letter] > 1]
-        alone = its and all(isinstance(x, Weights) for x, _ in its) and any(ids.shape[i] > 1 for i in summed)
-        if alone and (written := call.relations.written(sizes[letter])) is not None:
-            for weights, where in its:
+        holding = [(x, names.index(letter)) for x, names in pairs if letter in names and sizes[letter] > 1]
+        weights_only = holding and all(isinstance(x, Weights) for x, _ in holding)
+        mixes = weights_only and any(ids.shape[i] > 1 for i in summed)
+        if mixes and (written := call.relations.written(sizes[letter])) is not None:
+            for weights, where in holding:
                 call.index(weights, where, written)
             mixed = call.relations.join(mixed, Labels.along(written, dim, shape).ids, call.node.name)
     return Labels(shape[: len(output)], mixed.reshape(mixed.shape[: len(output)]))
 
 
 def _of_weights(call: Call, factors: list[tuple[dict[str, Tensor], frozenset[str]]], kept: int) -> Weights:
-    """A product of parameters, as of two matrices of low rank: what they have along summed dimensions stays."""
+    """A product of parameters, such as of two low-rank matrices: entries along summed dimensions stay in place."""
     sources: dict[str, Tensor] = {}
     pooled: set[str] = set()
     for moved, known in factors:
@@ -411,7 +412,7 @@ def matmul(call: Call, *operands: Any) -> Labels:
     if isinstance(first, Labels) and isinstance(second, Weights) and len(second.shape) == 2:
         return convolved(call, first, second, None, 1, True, -1)
     if len(first.shape) < 2:
-        raise call.refusal("products of vectors with others aren't supported")
+        raise call.refusal("products that begin with a vector aren't supported")
     if len(second.shape) == 1:
         places = "abcdefgh"[: len(first.shape) - 1]
         return contracted(call, [first, second], [f"{places}k", "k"], places)
@@ -419,7 +420,7 @@ def matmul(call: Call, *operands: Any) -> Labels:
 
 
 def _product(call: Call, first: Labels, second: Any, step: str = "", columns: str = "kj") -> Labels:
-    """Of matrices, which lie along the last two dimensions."""
+    """A matrix product along the last two dimensions."""
     count = max(len(first.shape), len(second.shape)) - 2
     batch = "abcdefgh"[:count]
     letters = [batch[count - len(x.shape) + 2 :] + end for x, end in ((first, "ik"), (second, columns))]
@@ -458,7 +459,7 @@ def attention(
 def heads_of(call: Call, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The labels of heads, (count, 1), and of the channels that they write, from those of queries, keys and values.
 
-    Heads are permuted whole; within each, queries with keys, and values.
+    Heads are permuted whole; within each, queries as keys are, and values by themselves.
     """
     query, key, value = rows.chunk(3)
     matched = call.relations.join(query, key, call.node.name)
@@ -470,7 +471,7 @@ def heads_of(call: Call, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
 @handler(nn.MultiheadAttention)
 def multihead_attention(call: Call, query: Any, key: Labels, value: Labels, **options: Any) -> tuple:
     layer = call.layer
-    if isinstance(query, Weights):  # learned
+    if isinstance(query, Weights):  # learned queries
         labels = call.along(key, -1)
         call.index(query, len(query.shape) - 1, labels)
         query = Labels.along(labels, len(query.shape) - 1, query.shape)
@@ -488,7 +489,7 @@ def multihead_attention(call: Call, query: Any, key: Labels, value: Labels, **op
     call.index("out_proj.bias", 0, written)
     shape, weights = call.result[0].shape, call.result[1]
     if weights is not None:
-        each = weights.ndim == len(shape) + 1  # of each head, and not their mean
+        each = weights.ndim == len(shape) + 1  # for each head, not averaged over heads
         labels = heads.flatten() if each else torch.tensor(FIXED)
         weights = Labels.along(labels, -3, weights.shape)
     return Labels.along(written, len(shape) - 1, shape), weights
@@ -499,7 +500,7 @@ def window_attention(
     call: Call, input: Labels, qkv_weight: Any, proj_weight: Any, relative_position_bias: Any, window_size: Any,
     num_heads: int, *rest: Any, qkv_bias: Any = None, proj_bias: Any = None, logit_scale: Any = None, **options: Any,
 ) -> Labels:  # fmt: skip
-    """Swin Transformer's, as torchvision calls it."""
+    """The attention of torchvision's Swin Transformer."""
     call.index(qkv_weight, 1, call.along(input, -1))
     rows = call.write(qkv_weight, 0, qkv_weight.shape[0])
     call.index(qkv_bias, 0, rows)
@@ -517,7 +518,7 @@ def window_attention(
 
 def _projected(net: nn.Module, node: fx.Node) -> tuple[fx.Node, Any, Any] | None:
     layer, (x, *others) = net.get_submodule(node.target), [*node.args, *node.kwargs.values()][:3]
-    if not layer._qkv_same_embed_dim or any(other is not x for other in others):  # no self-attention
+    if not layer._qkv_same_embed_dim or any(other is not x for other in others):  # not self-attention
         return None
     bias = None if layer.in_proj_bias is None else f"{node.target}.in_proj_bias"
     return x, f"{node.target}.in_proj_weight", bias
@@ -529,7 +530,7 @@ PROJECTIONS["shifted_window_attention"] = lambda net, node: (*node.args[:2], nod
 
 @handler("_patch_merging_pad")
 def patch_merging(call: Call, x: Labels) -> Labels:
-    """Swin Transformer's: the channels of four neighbouring patches, one after another."""
+    """Patch merging in Swin Transformer: the channels of four neighbouring patches, concatenated."""
     return Labels.along(call.along(x, -1).repeat(4), len(call.shape) - 1, call.shape)
 
 
@@ -553,7 +554,7 @@ def typed(call: Call, x: Any, other: Any) -> Any:
 
 @both(*(ACTIVATING - {"prelu"}), *NAMES["entrywise"])
 def entrywise(call: Call, *operands: Any, **named: Any) -> Any:
-    """A function of entries at the same place of tensors that are broadcast."""
+    """An entrywise function of tensors, which are broadcast."""
     tensors = [x for x in (*operands, *named.values()) if isinstance(x, Labels | Weights | Tensor)]
     if len(tensors) == 1 and tensors[0].shape == call.shape:
         return tensors[0]
@@ -566,21 +567,21 @@ def entrywise(call: Call, *operands: Any, **named: Any) -> Any:
 @handler("_get_relative_position_bias", "roll")
 @both(*NAMES["moves"], nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 def moves(call: Call, *operands: Any, **options: Any) -> Any:
-    """The same operation on the labels themselves."""
+    """Operations that move entries are applied to the labels themselves."""
     x, *rest = operands
     joined = function_name(call.node) in STACKS
     if isinstance(x, tuple | list) and not joined:
-        return x[rest[0]]  # of a tuple of tensors
+        return x[rest[0]]  # an item of a tuple of tensors
     for beside in tree_leaves((rest, options)):
         if isinstance(beside, Labels) or (isinstance(x, Tensor) and isinstance(beside, Weights)):
             raise call.refusal("which entries it takes depends on the image or on parameters")
         if isinstance(beside, Weights):
-            raise call.refusal(f"{beside.name}, which isn't of whole numbers, says which entries it takes")
+            raise call.refusal(f"which entries it takes depends on {beside.name}, a tensor of floats")
     if isinstance(x, Weights):
         return _moved_weights(call, x, *rest, **options)
     if joined and any(isinstance(piece, Weights) for piece in x):
         if call.node.target is not torch.stack or any(isinstance(piece, Labels) for piece in x):
-            raise call.refusal("what it does with parameters isn't known")
+            raise call.refusal("its effect on parameters is unknown")
         dim = options.get("dim", rest[0] if rest else 0)
         return _weights_beside(call, [_unsqueezed(piece, dim) for piece in x], dim % call.result.ndim)
     if joined:
@@ -601,7 +602,7 @@ def _moved_weights(call: Call, weights: Weights, *rest: Any, **options: Any) -> 
     results = (call.result,) if isinstance(call.result, Tensor) else call.result
 
     def moved(x: Tensor) -> list[Tensor]:
-        """Of each result."""
+        """The entries of each result."""
         x = _moved(call, x.expand(weights.shape), *rest, **options)
         return [Labels.of(part).ids for part in ((x,) if isinstance(x, Tensor) else x)]
 
@@ -625,24 +626,24 @@ ENTRYWISE.update((kept, entrywise, moves, attention))
 
 @both("set_item")
 def assigned(call: Call, x: Any, index: Any, value: Any) -> Any:
-    """Other entries in the place of some; where a mask says which, either may be there."""
+    """Assignment to some entries; if a mask selects them, any entry may be the old one or the new one."""
     if any(isinstance(part, Labels) for part in tree_leaves(index)):
         if not isinstance(index, Labels) or index.shape != x.shape:
-            raise call.refusal("it is assigned to where it isn't known")
+            raise call.refusal("which entries it assigns to is unknown")
         return call.combine(x, index, value)
     return _put(call, x, lambda x: x[index], value)
 
 
 @both("set_view")
 def assigned_to_view(call: Call, x: Any, value: Any, *view: Any, **kwargs: Any) -> Any:
-    """What was done in place to a view of a tensor."""
+    """A tensor after a view of it was changed in place."""
     return _put(call, x, lambda x: view_of(x, *view, **kwargs), value)
 
 
 @both("index_copy", "index_fill", "scatter")
 def assigned_by_index(call: Call, x: Any, dim: int, index: Any, value: Any) -> Any:
     if not isinstance(index, Tensor):
-        raise call.refusal("it is assigned to where it isn't known")
+        raise call.refusal("which entries it assigns to is unknown")
     part_of = Tensor.gather if function_name(call.node).startswith("scatter") else Tensor.index_select
     return _put(call, x, lambda x: part_of(x, dim, index), value)
 
@@ -670,12 +671,12 @@ def _weights_in_another(
 ) -> Weights:
     others = value.sources if isinstance(value, Weights) else {}
     if x.pooled or (others and value.pooled) or x.beside or (others and value.beside):
-        raise call.refusal("what is computed of parameters is joined")
+        raise call.refusal("it joins tensors that are computed from parameters")
     sources = {}
     where = part_of(torch.arange(x.shape.numel()).view(x.shape))
     apart = torch.zeros(x.shape)
     apart.view(-1)[where] = 1
-    within = len(x.shape) > 3 and set(Labels.of(apart).varies) <= {*range(2, len(x.shape))}  # a kernel
+    within = len(x.shape) > 3 and set(Labels.of(apart).varies) <= {*range(2, len(x.shape))}  # in kernels
     for name in {**x.sources, **others}:
         entries, part = (known.get(name, torch.tensor(-1)) for known in (x.sources, others))
         sources[name] = entries.expand(x.shape).clone(memory_format=torch.contiguous_format)
@@ -704,10 +705,10 @@ def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
 
 
 def _weights_beside(call: Call, tensors: Any, dim: int) -> Weights:
-    """Parameters and constants beside each other: where one is, the others have no entries."""
+    """Parameters and constants, concatenated: where one lies, the others have no entries."""
     parameters = [(i, x) for i, x in enumerate(tensors) if isinstance(x, Weights)]
     if any(x.pooled or x.beside for _, x in parameters):
-        raise call.refusal("what is computed of parameters is joined")
+        raise call.refusal("it joins tensors that are computed from parameters")
     sources = {name: [torch.full(x.shape, -1) for x in tensors] for _, x in parameters for name in x.sources}
     for i, x in parameters:
         for name, entries in x.sources.items():
@@ -716,7 +717,7 @@ def _weights_beside(call: Call, tensors: Any, dim: int) -> Weights:
 
 
 def constant(call: Call, x: Any) -> Labels:
-    """The labels of what a tensor lies beside; weights and constants that aren't alike everywhere stay."""
+    """The labels of a tensor to be concatenated; weights, and constants whose entries differ, are fixed."""
     if isinstance(x, Labels):
         return x
     return call.constant(x) if isinstance(x, Tensor) else Labels.alike(FIXED, x.shape)
@@ -724,13 +725,13 @@ def constant(call: Call, x: Any) -> Labels:
 
 @handler("pad")
 def pad(call: Call, x: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
-    """Constants beside channels are entries of their own; beside pixels they belong to the channel."""
+    """Constants added beside channels get a label for themselves; beside pixels they belong to the channel."""
     if isinstance(x, Weights) and mode == "constant" and not x.pooled:
-        # as a kernel of 1×1 that is added to a larger one
+        # such as a 1×1 kernel that is added to a larger one
         sources = {name: F.pad(ids.expand(x.shape), pad, value=-1) for name, ids in x.sources.items()}
         return Weights(call.shape, sources)
     if not isinstance(x, Labels):
-        raise call.refusal("what it does with parameters or constants isn't known")
+        raise call.refusal("its effect on parameters or constants is unknown")
     pads = {x.ids.ndim - 1 - i // 2: tuple(pad[i : i + 2]) for i in range(0, len(pad), 2)}
     ids = x.ids
     for dim in x.varies:
@@ -759,12 +760,12 @@ def pad(call: Call, x: Any, pad: Any, mode: str = "constant", value: float | Non
     *("lp_pool2d", "interpolate", "upsample", "boolean_dispatch"),
 )
 def spatial(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
-    if isinstance(x, Weights):  # a table of positions, of another size
+    if isinstance(x, Weights):  # a table of positions, resized
         labels = call.relations.fresh(x.shape[1])
         call.index(x, 1, labels)
     else:
         labels = call.along(x, 1)
-    # of two, the second is where the largest are
+    # a second result has the indices of the largest entries
     return tree_map(lambda part: Labels.along(labels, 1, part.shape), call.result)
 
 
@@ -776,16 +777,16 @@ def sampled(call: Call, input: Labels, grid: Any, *rest: Any, **options: Any) ->
 
 @both("embedding")
 def looked_up(call: Call, input: Any, weight: Any, *rest: Any, **options: Any) -> Weights:
-    """Rows of a table, as position embeddings."""
+    """Rows of a table, such as position embeddings."""
     if not (isinstance(input, Tensor) and isinstance(weight, Weights)):
-        raise call.refusal("a table that is read by what an image has isn't supported")
+        raise call.refusal("a table indexed by the image's values isn't supported")
     sources = {name: ids.expand(weight.shape)[input] for name, ids in weight.sources.items()}
     return Weights(call.shape, sources)
 
 
 @handler("unfold", "im2col", nn.Unfold)
 def unfolded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    """Patches as columns: of every channel all pixels of a patch, channel after channel; or windows of a dimension."""
+    """Patches as columns, each with all pixels of a patch, channel after channel; or windows of a dimension."""
     if call.node.op == "call_method":
         return moves(call, x, *rest, **options)
     labels = call.along(x, -3)
@@ -795,7 +796,7 @@ def unfolded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
 
 @handler("fold", "col2im", nn.Fold)
 def folded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    """Patches added up to a map again."""
+    """Patches summed into a map again."""
     dim = len(call.shape) - 3
     rows = call.along(x, -2).reshape(call.shape[dim], -1)
     return Labels.along(call.relations.join_along(rows, [1], call.node.name).flatten(), dim, call.shape)

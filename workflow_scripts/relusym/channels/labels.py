@@ -1,4 +1,4 @@
-"""Which channel every entry of a tensor belongs to, as labels; and which channels have to be permuted alike."""
+"""Labels: the channel that each entry of a tensor belongs to; and which channels have to be permuted alike."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FIXED = 0  # the label of what stays at its place: the image's channels, the logits
+FIXED = 0  # the label of what can't be permuted: the image's channels, the logits
 
 
 @dataclass(frozen=True)
 class Labels:
     """The channels, or pixels, of a tensor's entries.
 
-    A label is a channel's number from 1 on, `FIXED`, or a negative number, one for each constant that is alike in all
-    channels, as zero padding is. A label stands for a whole: entries that share one, as the pixels of a flattened map
-    or the channels of one of a convolution's groups, move together.
+    A label is a channel's number, counted from 1, or `FIXED`, or a negative number, one for each constant that is the
+    same in all channels, such as zero padding. Entries that share a label, such as the pixels of a flattened map or the
+    channels of one of a convolution's groups, move together.
 
     Attributes:
         shape: the tensor's.
-        ids: int64, as many dimensions, of size 1 where the labels don't vary.
+        ids: int64, with as many dimensions as the tensor, of size 1 where the labels don't vary.
     """
 
     shape: torch.Size
@@ -33,7 +33,7 @@ class Labels:
 
     @classmethod
     def of(cls, entries: Tensor) -> Labels:
-        """Those of a tensor by every entry's label."""
+        """Labels from the label of every entry."""
         ids = entries
         for dim, size in enumerate(entries.shape):
             first = ids.narrow(dim, 0, 1) if size else ids
@@ -43,38 +43,38 @@ class Labels:
 
     @classmethod
     def along(cls, vector: Tensor, dim: int, shape: torch.Size) -> Labels:
-        """Those of a tensor whose labels vary along one dimension."""
+        """Labels of a tensor that vary along one dimension."""
         sizes = [1] * len(shape)
         sizes[dim] = -1
         return cls(shape, vector.reshape(sizes))
 
     @classmethod
     def alike(cls, label: int, shape: torch.Size) -> Labels:
-        """Those of a tensor with one label."""
+        """The same label for all entries of a tensor."""
         return cls(shape, torch.full([1] * len(shape), label))
 
     @property
     def entries(self) -> Tensor:
-        """Every entry's label."""
+        """The label of every entry."""
         return self.ids.expand(self.shape)
 
     @property
     def varies(self) -> list[int]:
-        """The dimensions along which labels vary."""
+        """The dimensions along which the labels vary."""
         return [dim for dim, size in enumerate(self.ids.shape) if size > 1]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A tensor that is made of parameters or buffers alone, or of them and constants.
+    """A tensor computed from parameters or buffers, and possibly constants, but not from the image.
 
     Attributes:
         shape: the tensor's.
-        sources: name in the state dict → which of that tensor's entries, counted from 0 in memory's order, each entry
-            is made of, int64, broadcastable to `shape`; -1: of none.
-        pooled: of which tensors each entry is made of all entries along some dimensions, as a mean or a product of
-            matrices is; `sources` has the first of them.
-        beside: constants that each entry is made of, too, broadcastable to `shape`, as a mask on position biases.
+        sources: name in the state dict → the entry of that tensor, counted from 0 in memory order, that each entry is
+            computed from, int64, broadcastable to `shape`; -1: from none.
+        pooled: names of the tensors that are reduced along some dimensions, as by a mean or a matrix product; `sources`
+            has the first entry along these.
+        beside: constants that the entries also depend on, broadcastable to `shape`, such as a mask on position biases.
     """
 
     shape: torch.Size
@@ -84,24 +84,24 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """Of the first of them."""
+        """The name of the first source."""
         return next(iter(self.sources))
 
 
 def move_entries(x: Tensor, dims: list[int], order: Tensor) -> Tensor:
-    """Entries along some dimensions together, in another order: entry i is the former entry `order[i]`."""
+    """The tensor reordered along `dims`, which are flattened together: entry i is the former entry `order[i]`."""
     last = [*range(-len(dims), 0)]
     x = x.movedim(dims, last)
     return x.flatten(-len(dims)).index_select(-1, order.to(x.device)).reshape(x.shape).movedim(last, dims)
 
 
 class UnionFind:
-    """Channels that are joined when a net's operations need them to be permuted alike: a forest of their labels.
+    """A union-find forest of labels: channels are joined when a net's operations need them to be permuted alike.
 
     Attributes:
         marks: what sets channels apart, besides the tensors that they index → those channels.
-        pairs: labels that were joined with each other.
-        nests: channels that stay together, those of a head in a row, int64 (heads, n), and the label of each head.
+        pairs: pairs of labels that were joined.
+        nests: channels that stay together, int64 (heads, n), a row for each head, and the label of each head.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class UnionFind:
         self.marks: dict[Hashable, list[Tensor]] = defaultdict(list)
 
     def fresh(self, count: int) -> Tensor:
-        """Labels of so many new channels."""
+        """The labels of `count` new channels."""
         first = len(self._parents)
         self._parents += range(first, first + count)
         return torch.arange(first, first + count)
@@ -122,11 +122,11 @@ class UnionFind:
         return self._constants.setdefault(value, -1 - len(self._constants))
 
     def constants(self, values: Tensor, varies: list[int]) -> Tensor:
-        """Labels of a constant that isn't alike everywhere, and so keeps what it meets at its place."""
+        """The labels of a constant whose entries differ, which fixes all channels that it meets."""
         return torch.full([1] * values.ndim, FIXED)
 
     def root(self, label: int) -> int:
-        """The channel that stands for all that a channel is joined to: the first of them; `FIXED` if one is fixed."""
+        """The representative of the channels joined to this one: the first of them, or `FIXED` if any is fixed."""
         parents = self._parents
         while parents[label] != label:
             parents[label] = parents[parents[label]]
@@ -134,13 +134,13 @@ class UnionFind:
         return label
 
     def roots(self) -> np.ndarray:
-        """Of every label from `FIXED` on, the channel that stands for all that it is joined to."""
+        """The representatives of all labels from `FIXED` on, int64 (labels,)."""
         return np.array([self.root(label) for label in range(len(self._parents))])
 
     def join(self, first: Tensor, second: Tensor, where: Hashable) -> Tensor:
-        """Join channels with channels, entry by entry; the labels of both, broadcast.
+        """Join channels entry by entry; return the labels of both, broadcast.
 
-        A channel that meets a constant is marked with `where`: the constant is the same to all that meet it there.
+        A channel that meets a constant is marked with `where`: only channels that meet it there may be exchanged.
         """
         first, second = torch.broadcast_tensors(first, second)
         if not torch.equal(first, second):
@@ -153,7 +153,7 @@ class UnionFind:
         return torch.where(first < 0, second, first)
 
     def _unite(self, labels: Iterable[int]) -> bool:
-        """Join channels; whether they weren't yet."""
+        """Join channels; return whether any weren't joined yet."""
         roots = {self.root(label) for label in labels}
         for root in roots:
             self._parents[root] = min(roots)
@@ -162,7 +162,7 @@ class UnionFind:
     def meet(
         self, first: Tensor, sizes: Sequence[int], second: Tensor, others: Sequence[int], where: Hashable
     ) -> Tensor:
-        """As `join`, of tensors of these sizes; but where one is broadcast, what it meets of another stays together."""
+        """As `join`, for tensors of these sizes; but channels that meet a broadcast channel are nested in it."""
         finer, coarser = (
             [dim for dim, size in enumerate(ids.shape) if size > 1 and known[dim] == 1]
             for ids, known in ((second, sizes), (first, others))
@@ -176,10 +176,10 @@ class UnionFind:
         return self.join(first, second, where)
 
     def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
-        """Keep channels together that lie along these dimensions: heads are permuted whole, and channels within each.
+        """Keep channels along these dimensions together as heads, which are permuted whole, with channels within each.
 
         Args:
-            heads: their labels, with size 1 along `dims`; None: new ones, the same for the same channels.
+            heads: the heads' labels, with size 1 along `dims`; None: new labels, the same for the same channels.
         """
         if heads is not None:
             ids = torch.broadcast_tensors(ids, heads)[0]
@@ -195,9 +195,9 @@ class UnionFind:
         return heads
 
     def settle(self) -> dict[int, list[frozenset[int]]]:
-        """The heads: the label of each → the channels that it holds, in sets; under `FIXED` those of all fixed ones.
+        """The label of each head → the sets of channels that it holds; all fixed heads are under `FIXED`.
 
-        Channels that would lie in two heads, or in heads within heads, are joined: such heads are permuted whole alone.
+        Channels that would lie in two heads, or in nested heads, are joined: such heads are only permuted whole.
         """
         changed = True
         while changed:
@@ -226,9 +226,9 @@ class UnionFind:
         return sets
 
     def distinct(self, pieces: Sequence[Tensor]) -> list[Tensor]:
-        """The labels of pieces that come to lie beside each other: those that an earlier one has get new ones, joined.
+        """Labels of pieces to concatenate: those that an earlier piece has are replaced by new ones, joined to them.
 
-        What lies at two entries with one label may differ, as x and relu(x); joined ones keep an order of their own.
+        Entries with the same label may hold different values, such as x and relu(x); joined labels keep their order.
         """
         seen: set[int] = set()
         renamed = []
@@ -246,17 +246,17 @@ class UnionFind:
         return renamed
 
     def beside(self, pieces: Sequence[Tensor], where: Hashable) -> Tensor | None:
-        """Labels of tokens beside each other: their channels are joined."""
+        """The labels of concatenated tokens, whose channels are joined."""
         return reduce(lambda ids, piece: self.join(ids, piece, where), pieces)
 
     def written(self, count: int) -> Tensor | None:
-        """Labels along a dimension that a parameter alone has in a product: it stays."""
+        """The labels along a dimension of a product that only a parameter has: none, since it is fixed."""
         return None
 
     def gathered(self, places: Tensor, labels: Tensor, shape: torch.Size, where: Hashable) -> Tensor:
-        """Labels of a parameter's entries, which meet channels at places: an entry's are joined.
+        """The labels of a parameter's entries, which meet channels at `places`: all that an entry meets are joined.
 
-        Entries that meet none, as those that are set to zero, have those of others along a dimension, if it can be.
+        Entries that meet none, such as those set to zero, take the labels of others along a dimension if possible.
         """
         none = torch.iinfo(labels.dtype).min
         met = torch.full([math.prod(shape)], none)
@@ -271,19 +271,19 @@ class UnionFind:
         return torch.where(met == none, FIXED, met)
 
     def mark(self, ids: Tensor, how: Hashable) -> None:
-        """Set channels apart from those that aren't marked so."""
+        """Set channels apart from those without this mark."""
         self.marks[how].append(ids.flatten())
 
     def join_along(self, ids: Tensor, dims: list[int], where: Hashable) -> Tensor:
-        """Join all channels that lie along these dimensions, which have size 1 in what is returned."""
+        """Join all channels along these dimensions; the labels returned have size 1 along them."""
         for dim in dims:
             if ids.shape[dim] > 1:
                 joined = self.join(ids.narrow(dim, 0, 1), ids, where)
-                ids = joined.max(dim, keepdim=True).values  # any of them, but a constant only if all are
+                ids = joined.max(dim, keepdim=True).values  # any channel's, but a constant's only if all are
         return ids
 
 
 def rows_along(ids: Tensor, dims: list[int]) -> Tensor:
-    """Labels along some dimensions as rows, one for each place along the others, (places, n)."""
+    """The labels along some dimensions as rows, one for each position along the others, (positions, n)."""
     kept = [dim for dim in range(ids.ndim) if dim not in dims]
     return ids.permute(*kept, *dims).reshape(math.prod(ids.shape[dim] for dim in kept), -1)

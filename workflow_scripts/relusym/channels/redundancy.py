@@ -1,7 +1,7 @@
-"""Nets whose function doesn't determine their parameters: with channels that do nothing or are there twice.
+"""Nets whose function doesn't determine their parameters: some of their channels do nothing or are duplicates.
 
-Every edit leaves what the net computes as it is. It is made of nets whose channels are all those of convolutions, batch
-norms and linear layers, such as VGG11s; others are refused.
+Every edit leaves the net's function unchanged. It is for nets whose channels are all those of convolutions, batch norms
+and linear layers, such as VGG11; others are refused.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from relusym.channels.groups import ChannelGroup
 from relusym.errors import UserError
 
-# What channels are added. `silent`: zero on every image, though they are read; `unread`: not zero, and read by nothing;
-# `duplicated`: some channels are there twice, what reads them shared out at random; `split`: all are.
+# The channels that are added. `silent`: zero on every image, though they are read; `unread`: not zero, but read by
+# nothing; `duplicated`: copies of some channels, the weights that read them divided at random; `split`: of all.
 EDITS = "silent", "unread", "duplicated", "split"
-SHARE = 0.25  # of a layer's channels are added, but for `split`
-SAME = 1e-4  # two channels are one if their weights differ by less of their size
+SHARE = 0.25  # of a group's channels are added, except by `split`
+SAME = 1e-4  # two channels are duplicates if their weights differ by less, relative to their norm
 SIZES = {
     nn.Conv2d: ("out_channels", "in_channels"),
     nn.Linear: ("out_features", "in_features"),
@@ -31,12 +31,12 @@ SIZES = {
 def redundant(
     net: nn.Module, groups: list[ChannelGroup], edit: str, generator: torch.Generator, share: float = SHARE
 ) -> nn.Module:
-    """A net with the same function and more channels: those that there were, then those of an edit of `EDITS`.
+    """A net with the same function and more channels: the original ones, then those added by an edit of `EDITS`.
 
     Args:
-        net: with act(0) = 0 if `silent`; without batch norm if not `split` or `duplicated`.
+        net: with act(0) = 0 if `silent`; without batch norm unless `split` or `duplicated`.
         groups: its channel groups.
-        share: of a group's channels, at least two, are added, drawn without replacement; all if `split`.
+        share: of a group's channels that is added, at least two, drawn without replacement; all if `split`.
     """
     chosen = {}
     for group in groups:
@@ -62,15 +62,15 @@ def redundant(
 def reduced(
     net: nn.Module, groups: list[ChannelGroup], silent: dict[str, Tensor] | None = None
 ) -> tuple[nn.Module, dict[str, int]]:
-    """The net without channels that are zero, that nothing reads, or that are another again, which is read for both.
+    """The net without zero, unread or duplicate channels; a duplicate's outgoing weights are added to the original's.
 
-    Layer by layer from the input on, since channels that read copies are copies only once those are one.
+    Layer by layer from the input, since channels that read duplicates become duplicates only once those are removed.
 
     Args:
-        silent: group name → bool (C,): channels that are zero on all images, beside those whose weights are.
+        silent: group name → bool (C,): channels that are zero on all images, besides those whose weights are zero.
 
     Returns:
-        The net, and how many channels of each group are gone.
+        The net, and the number of channels removed from each group.
     """
     net, gone = deepcopy(net), {}
     for group in groups:
@@ -89,7 +89,7 @@ def reduced(
         for columns in _slices(net, group, 1):
             columns.index_add_(0, first[copies], columns[copies])
         if not kept.any():
-            raise UserError(f"group {group.name}: no channel of it does anything, so none can be left")
+            raise UserError(f"group {group.name}: no channel of it does anything, so none would be left")
         gone[group.name] = int((~kept).sum())
         net = reindexed(net, [group], {group.name: kept.nonzero().flatten().cpu()})
     return net, gone
@@ -97,7 +97,7 @@ def reduced(
 
 @torch.no_grad()
 def reindexed(net: nn.Module, groups: list[ChannelGroup], indices: dict[str, Tensor]) -> nn.Module:
-    """A copy of the net whose channel i of a group writes and reads as channel `indices[name][i]` did, int64 (C′,).
+    """A copy of the net where channel i of a group has the weights of channel `indices[name][i]`, int64 (C′,).
 
     Raises:
         UserError: a group has channels in a layer other than convolutions (of groups 1), batch norms and linear layers.
@@ -125,20 +125,20 @@ def _layer(net: nn.Module, tensor: str) -> tuple[nn.Module, str]:
 
 
 def _slices(net: nn.Module, group: ChannelGroup, dim: int) -> Iterator[Tensor]:
-    """Views of all that writes a group's channels (dim 0) or reads them (dim 1), with the channels first."""
+    """Views of the tensors that write a group's channels (dim 0) or read them (dim 1), with the channels first."""
     for place in group.places:
         if place.dim == dim:
             layer, kind = _layer(net, place.tensor)
             if place.entries is not None:
-                raise UserError(f"{place.tensor}: only a part of its channels are of the group {group.name}")
+                raise UserError(f"{place.tensor}: only some of its channels are in group {group.name}")
             yield getattr(layer, kind).data.movedim(dim, 0).unflatten(0, (-1, place.block))
 
 
 @torch.no_grad()
 def towers(first: nn.Module, second: nn.Module, groups: list[ChannelGroup]) -> nn.Module:
-    """Two nets of one architecture side by side in one of twice the channels: the mean of their logits.
+    """Two nets of one architecture side by side in a net of twice the channels, which returns the mean of their logits.
 
-    Their weights are the blocks on the diagonal, and zeros the others.
+    Its weights are block-diagonal.
 
     Args:
         groups: the first net's.
@@ -148,15 +148,15 @@ def towers(first: nn.Module, second: nn.Module, groups: list[ChannelGroup]) -> n
     for group in groups:
         for place in group.places:
             dims.setdefault(place.tensor, set()).add(place.dim)
-    one, other, wide = (net.state_dict() for net in (first, second, both))
+    left, right, wide = (net.state_dict() for net in (first, second, both))
     for name, tensor in wide.items():
         if name in dims:
             half = [size // (1 + (dim in dims[name])) for dim, size in enumerate(tensor.shape)]
-            mean = 1 if 0 in dims[name] else 2  # logits are read of both
+            mean = 1 if 0 in dims[name] else 2  # the last layer sums over both
             tensor.zero_()
-            tensor[tuple(slice(size) for size in half)] = one[name] / mean
+            tensor[tuple(slice(size) for size in half)] = left[name] / mean
             ends = zip(half, tensor.shape, strict=True)
-            tensor[tuple(slice(size - half, None) for half, size in ends)] = other[name] / mean
+            tensor[tuple(slice(size - half, None) for half, size in ends)] = right[name] / mean
         elif tensor.is_floating_point():
-            tensor.copy_((one[name] + other[name]) / 2)
+            tensor.copy_((left[name] + right[name]) / 2)
     return both

@@ -1,4 +1,4 @@
-"""A net's graph, made once and carried through all that reads it; and the check that its channel groups are right."""
+"""A net's graph, traced once and shared by all that use it; and the check that its channel groups are correct."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from relusym.channels.tracing import (
 from relusym.errors import UserError
 from relusym.evaluation.logits import evaluating, logits_of
 
-LIMIT = 1e-10  # relative difference in float64: right nets are within 1e-14, wrong ones at 1e-3 and more
-DRAWS = 12  # of permutations, of which that is checked that moves most
+LIMIT = 1e-10  # relative difference in float64: correct nets are within 1e-14, wrong ones at 1e-3 or more
+DRAWS = 12  # of permutations; the draw that moves most channels is checked
 FLOATS = {torch.float16, torch.bfloat16, torch.float32}
 CREATED = {"zeros", "ones", "empty", "eye", "linspace"}
 CASTS = {"float", "half", "bfloat16"}
@@ -39,15 +39,15 @@ CASTS = {"float", "half", "bfloat16"}
 
 @dataclass(frozen=True)
 class Planted:
-    """A copy of a net in float64 with values at which what is wrong shows, which those of a fresh net often don't.
+    """A copy of a net in float64 with values at which errors show, which those of a fresh net often hide.
 
-    Every floating tensor of the state dict is drawn; what the architecture has beside it stays.
+    Every floating-point tensor of the state dict is drawn; everything else stays as it is.
 
     Attributes:
         net: the copy.
-        graph: with the copy's layers.
-        constants: that the graph reads.
-        x, logits: two images, and what it computes of them.
+        graph: the graph with the copy's layers.
+        constants: the constants that the graph reads.
+        x, logits: two images, and the copy's logits on them.
     """
 
     net: nn.Module
@@ -58,18 +58,18 @@ class Planted:
 
 
 class TracedNet:
-    """A net, what it computes as a graph, and what that shows of its channels and pixels, each computed once.
+    """A net, its graph, and what the graph shows about channels and pixels, each computed once.
 
     Args:
-        net: stays as it is; `DataParallel`, `DistributedDataParallel` and compiled nets are unwrapped, and weights that
-            are computed from parameters (parametrized, weight norm, pruned) taken as they are in evaluation mode.
+        net: isn't changed; `DataParallel`, `DistributedDataParallel` and compiled nets are unwrapped, and weights
+            computed from parameters (parametrized, weight norm, pruned) are taken as they are in evaluation mode.
         image_shape: one image's (channels, height, width).
-        handlers: of layers and functions that PyTorch doesn't have, beside those that are registered.
+        handlers: for layers and functions that aren't PyTorch's, in addition to the registered ones.
 
     Attributes:
-        net: as it was traced: unwrapped, with its weights computed.
-        graph: of the operations that it calls; `module` gives it with layers.
-        constants: the tensors that it reads and that are no parameters or buffers, by name.
+        net: the net as it was traced: unwrapped, with its weights computed.
+        graph: of the operations that the net calls; `module` returns it with layers.
+        constants: the tensors that the graph reads other than parameters and buffers, by name.
 
     Raises:
         UserError: the net can't be run on such images, or its graph can't be read.
@@ -88,14 +88,14 @@ class TracedNet:
         self.graph, self.constants = trace(self.net, self.image_shape, self.handlers)
         show_projections(self.graph, self.net)
         self._flows: dict[type[Flow], Flow] = {}
-        self.known: dict[Any, Any] = {}  # what others have computed of it
+        self.known: dict[Any, Any] = {}  # what other modules have computed for this net
 
     def module(self, net: nn.Module | None = None, inside: bool = False) -> fx.GraphModule:
-        """The graph with this net's layers, or with those of a copy of it; they are shared, and not copied.
+        """The graph with this net's layers, or with those of a copy of it; they are shared, not copied.
 
         Args:
-            inside: with a node for the queries, keys and values of each attention layer that shows none, before it;
-                nothing reads it but those who match channels.
+            inside: before each attention layer that is one node, include a node for its queries, keys and values, by
+                which channels are matched.
         """
         graph = deepcopy(self.graph)
         for node in () if inside else reversed(list(graph.nodes)):
@@ -104,13 +104,13 @@ class TracedNet:
         return bound(graph, self.net if net is None else net, self.constants)
 
     def copied(self, net: nn.Module) -> TracedNet:
-        """The same of a copy of this net, whatever its weights, without tracing it."""
+        """The traced net of a copy of this net, whatever its weights, without tracing it again."""
         copied = object.__new__(type(self))
-        copied.__dict__ = self.__dict__ | {"net": unwrapped(net)}  # with what is known of the architecture
+        copied.__dict__ = self.__dict__ | {"net": unwrapped(net)}  # with what is known about the architecture
         return copied
 
     def flow(self, kind: type[Flow]) -> Any:
-        """How labels of a kind flow through the net, such as those of pixels, `PixelFlow`."""
+        """The flow of one kind of labels through the net, such as `PixelFlow` for pixels."""
         if kind not in self._flows:
             planted = self.planted
             self._flows[kind] = kind(planted.net, planted.graph, planted.x[:1], self.handlers)
@@ -118,7 +118,7 @@ class TracedNet:
 
     @cached_property
     def planted(self) -> Planted:
-        """A copy with planted values."""
+        """A copy of the net with planted values."""
         net = deepcopy(self.net).double().eval()
         constants = {key: x.double() if x.dtype in FLOATS else x for key, x in self.constants.items()}
         graph = bound(_in_float64(deepcopy(self.graph)), net, constants)
@@ -131,7 +131,7 @@ class TracedNet:
             with torch.no_grad():
                 _draw(net, draw)
                 logits = logits_of(_Scaled(graph).run(x))
-                if not logits.isfinite().all():  # as of an exponential
+                if not logits.isfinite().all():  # such as after an exponential
                     net.load_state_dict(before)
                     _vary(net, draw)
                     logits = logits_of(graph(x))
@@ -145,7 +145,7 @@ class TracedNet:
         try:
             with torch.no_grad(), evaluating(net):
                 copied = logits_of(net(x))
-        except Exception:  # as of a net that casts to float32
+        except Exception:  # such as by a net that casts to float32
             copied = logits
         if not relative_difference(logits, copied) < REPLAYED:
             raise UserError(
@@ -156,23 +156,23 @@ class TracedNet:
 
     @property
     def fixed(self) -> dict[str, str]:
-        """Operations whose effect on channels isn't known, so that all that they read and write stay → why."""
+        """Operation whose effect on channels is unknown, so that those that it reads and writes are fixed → why."""
         return self.flow(Flow).fixed
 
     @cached_property
     def groups(self) -> list[ChannelGroup]:
-        """Its channel groups as `channel_groups` describes them, checked; `known["permuted"]` is the difference then.
+        """The channel groups that `channel_groups` describes, checked; `known["permuted"]` is the difference measured.
 
         Raises:
-            UserError: permuted at random, they change what the net computes; named is the first layer where it shows.
+            UserError: permuting them at random changes the net's output; the first layer where it shows is named.
         """
         groups, planted = groups_of(self.flow(Flow)), self.planted
         name = type(self.net).__name__
         if not relative_difference(planted.logits[:1], logits_of(self.flow(Flow).result)) < LIMIT:
-            raise UserError(f"{name}: what it computes of an image depends on the other images of its batch")
+            raise UserError(f"{name}: its logits on an image depend on the other images of the batch")
         permutations = _moving(groups)
         state = planted.net.state_dict(keep_vars=True)
-        permuted = deepcopy(planted.net, {id(tensor): tensor for tensor in state.values()})  # and no values
+        permuted = deepcopy(planted.net, {id(tensor): tensor for tensor in state.values()})  # shares tensors
         permuted.load_state_dict(permute(state, groups, permutations), assign=True)
         graph = bound(planted.graph.graph, permuted, planted.constants)
         with torch.no_grad():
@@ -182,16 +182,16 @@ class TracedNet:
             if not difference < LIMIT:
                 where = self._first_difference(graph, groups, permutations)
                 raise UserError(
-                    f"{name}: permuting its channels changes what it computes, first at {where}: what happens there to "
-                    "channels isn't known; register a handler for it"
+                    f"{name}: permuting its channels changes what it computes, first at {where}, whose effect "
+                    "on channels is unknown; register a handler for it"
                 )
         return groups
 
     def admits(self, factor: float) -> frozenset[str]:
         """The groups each of whose channels may be multiplied by this number without changing what the net computes.
 
-        By -1 where activations are odd, by 2 where they are positively homogeneous, if all that reads them is, too;
-        tried in float64, as the groups are.
+        That is -1 where activations are odd, and 2 where they are positively homogeneous, if everything that reads
+        them is, too; checked in float64, as the groups are.
         """
         planted, admitted = self.planted, []
         for group in self.groups:
@@ -224,7 +224,7 @@ class TracedNet:
 
 
 def _moving(groups: list[ChannelGroup]) -> dict[str, Tensor]:
-    """Permutations drawn at random that leave as few channels as can be at their places."""
+    """Of `DRAWS` random permutations, those that leave the fewest channels at their places."""
     draw, permutations = torch.Generator().manual_seed(5), {}
     tied: dict[Any, list[ChannelGroup]] = {}
     for group in groups:
@@ -244,7 +244,7 @@ def relative_difference(expected: Tensor, x: Tensor) -> float:
 
 
 def _in_float64(graph: fx.Graph) -> fx.Graph:
-    """A graph without casts to smaller numbers."""
+    """The graph with casts to other floating-point types replaced by float64."""
 
     def wide(x: Any) -> Any:
         return torch.float64 if isinstance(x, torch.dtype) and x in FLOATS else x
@@ -259,11 +259,11 @@ def _in_float64(graph: fx.Graph) -> fx.Graph:
 
 
 def _draw(net: nn.Module, draw: torch.Generator) -> None:
-    """Draw every floating tensor: kernels small, scales positive."""
+    """Draw every floating-point tensor: kernels small, scales positive."""
     for key, value in net.state_dict().items():
         if not value.is_floating_point():
             continue
-        # drawn in float64, it takes several times as long
+        # drawing in float64 takes several times as long
         noise = torch.randn(value.shape, generator=draw).double()
         if value.ndim > 1 and "weight" in key.rpartition(".")[2]:
             noise /= max(1, value[0].numel()) ** 0.5
@@ -277,7 +277,7 @@ def _draw(net: nn.Module, draw: torch.Generator) -> None:
 
 
 def _vary(net: nn.Module, draw: torch.Generator) -> None:
-    """Change every floating tensor by a tenth of its size, or of 1 where it is zero."""
+    """Change every floating-point tensor by a tenth of its size, or of 1 where it is zero."""
     for value in net.state_dict().values():
         if value.is_floating_point():
             noise = torch.randn(value.shape, generator=draw, dtype=torch.float64).to(value.device)
@@ -285,11 +285,11 @@ def _vary(net: nn.Module, draw: torch.Generator) -> None:
 
 
 class _Scaled(fx.Interpreter):
-    """Scales each convolution and linear layer, so that what it writes has standard deviation 1."""
+    """Scales each convolution and linear layer, so that its output has standard deviation 1."""
 
     def __init__(self, graph: fx.GraphModule):
         super().__init__(graph)
-        # those that are read beside layers stay, since something may have been computed of them already
+        # weights that are also read outside layers stay, since something may have been computed from them already
         self.scaled = {id(self.fetch_attr(n.target)) for n in graph.graph.nodes if n.op == "get_attr"}
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -305,7 +305,7 @@ class _Scaled(fx.Interpreter):
 
 
 def kept_outputs(graph: fx.GraphModule, x: Tensor) -> dict[str, Any]:
-    """What every node returns."""
+    """Every node's output, by its name."""
     results: dict[str, Any] = {}
 
     class Kept(fx.Interpreter):
@@ -326,17 +326,16 @@ def channel_groups(
 ) -> list[ChannelGroup]:
     """The net's channel groups in the order of their matching nodes; its input and output channels stay fixed.
 
-    VGG11 has 8, ResNet50 has 37. Channels are in one group if every tensor that one of them indexes the other indexes
-    as well, and if nothing else sets them apart. That permuting them changes nothing is checked in float64, at planted
-    values.
+    VGG11 has 8, ResNet50 has 37. Two channels are in one group if they index the same tensors and nothing else sets
+    them apart. That permuting them changes nothing is checked in float64, at planted values.
 
     Args:
-        image_shape: one image's (channels, height, width), for how many pixels a flattened feature map has; None:
+        image_shape: one image's (channels, height, width), which determines the size of flattened feature maps; None:
             (3, 32, 32), or a traced net's.
-        handlers: as of `TracedNet`.
+        handlers: as in `TracedNet`.
 
     Raises:
-        UserError: as of `TracedNet`; or a net whose groups, permuted, change what it computes (the layer is named).
+        UserError: as in `TracedNet`; or permuting the groups changes the net's output (the layer is named).
     """
     return as_traced(net, image_shape, handlers).groups
 
@@ -344,10 +343,10 @@ def channel_groups(
 def as_traced(
     net: nn.Module | TracedNet, image_shape: tuple[int, ...] | None = None, handlers: Handlers | None = None
 ) -> TracedNet:
-    """A traced net as it is, or a net traced, for images of (3, 32, 32) if no shape is named.
+    """A traced net as it is, or a net, traced for images of (3, 32, 32) unless a shape is passed.
 
     Raises:
-        UserError: it is traced for images of another shape; or as of `TracedNet`.
+        UserError: the net is traced for images of another shape; or as in `TracedNet`.
     """
     if not isinstance(net, TracedNet):
         return TracedNet(net, image_shape or (3, 32, 32), handlers)

@@ -1,4 +1,4 @@
-"""Nets as graphs: a net is run for real, and every operation that it calls is recorded."""
+"""Nets as graphs: a net is run on images, and every operation that it calls is recorded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx._symbolic_trace import _wrapped_fns_to_patch  # what torch.fx.wrap has declared
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch  # functions declared by torch.fx.wrap
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
@@ -30,7 +30,7 @@ Operation = type[nn.Module] | str
 
 
 class Handlers:
-    """What layers of some classes, or functions and methods of some names, do to channels and to pixels.
+    """Handlers for the effect of operations on channels and on pixels, by layer class or function or method name.
 
     A layer or function (declared by `torch.fx.wrap`) that has a handler isn't traced into.
 
@@ -52,7 +52,7 @@ class Handlers:
             on: "channels", "pixels" or "both".
 
         Raises:
-            UserError: one of them has a handler already.
+            UserError: an operation has a handler already.
         """
         kinds = ("channels", "pixels") if on == "both" else (on,)
 
@@ -61,13 +61,13 @@ class Handlers:
                 known = getattr(self, kind).setdefault(operation, function)
                 if known is not function:
                     name = getattr(operation, "__name__", operation)
-                    raise UserError(f"{name} has a handler of {kind} already, {known.__qualname__}")
+                    raise UserError(f"{name} has a handler for {kind} already, {known.__qualname__}")
             return function
 
         return register
 
     def __or__(self, other: Handlers) -> Handlers:
-        """Those of both; for an operation that has one in either, the other's."""
+        """The handlers of both; where both have one for an operation, `other`'s."""
         union = Handlers()
         union.channels, union.pixels = self.channels | other.channels, self.pixels | other.pixels
         return union
@@ -78,7 +78,7 @@ class Handlers:
 
 REGISTERED = Handlers()
 handler = REGISTERED.handler
-# Attention as a whole → its input, weight and bias of queries, keys and values, of one node each; None: it has others.
+# For attention that is one node: its input, and the weight and bias of its queries, keys and values; None: of several.
 Projection = Callable[[nn.Module, fx.Node], tuple[fx.Node, Any, Any] | None]
 PROJECTIONS: dict[Operation, Projection] = {}
 SHAPED = {"reshape_as": "reshape", "view_as": "view", "expand_as": "expand"}
@@ -91,24 +91,24 @@ WEIGHT_HOOKS = {
     SpectralNorm: nn.utils.remove_spectral_norm,
     prune.BasePruningMethod: prune.remove,
 }
-BATCHES = 2, 3  # images that a net is traced on: what differs depends on their number
+BATCHES = 2, 3  # batch sizes that a net is traced on: what differs depends on the batch size
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
     """The net inside a wrapper of PyTorch's: `DataParallel`, `DistributedDataParallel`, `torch.compile`.
 
-    Of a net that computes weights from parameters (`torch.nn.utils.parametrize`, weight and spectral norm, pruning): a
-    copy with the weights themselves, as they are in evaluation mode.
+    For a net that computes weights from parameters (`torch.nn.utils.parametrize`, weight and spectral norm, pruning), a
+    copy whose parameters are these weights, as they are in evaluation mode.
 
     Raises:
-        UserError: a scripted net, which shows no operation.
+        UserError: a scripted net, whose operations can't be recorded.
     """
     for path, layer in net.named_modules() if isinstance(net, nn.Module) else ():
         if isinstance(layer, torch.jit.ScriptModule):
             name = f"layer {path} ({layer.original_name})" if path else layer.original_name
             raise UserError(f"{name} is scripted: give the net that it was made from")
     net = without_wrappers(net)
-    # what is no net is refused by `check_net`
+    # `check_net` refuses what isn't a net
     return _with_plain_weights(net) if isinstance(net, nn.Module) else net
 
 
@@ -125,7 +125,7 @@ def without_wrappers(net: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def copied(net: nn.Module) -> nn.Module:
-    """A copy of a net; weights that hooks have computed have a history, and aren't copied with it."""
+    """A copy of a net; weights computed by hooks are copied without their autograd history."""
     computed = [x for layer in net.modules() for x in vars(layer).values() if isinstance(x, Tensor)]
     return deepcopy(net, {id(x): x.detach().clone() for x in computed})
 
@@ -140,7 +140,7 @@ def _with_plain_weights(net: nn.Module) -> nn.Module:
     for layer in modes:
         if parametrize.is_parametrized(layer):
             weights = {key: nn.Parameter(getattr(layer, key).clone()) for key in layer.parametrizations}
-            # not by remove_parametrizations: the class, which it changes, is the net's, too
+            # not by remove_parametrizations: it changes the layer's class, which the net shares
             layer.__class__ = type(layer).__bases__[0]
             del layer.parametrizations
             for key, weight in weights.items():
@@ -149,7 +149,7 @@ def _with_plain_weights(net: nn.Module) -> nn.Module:
             if remove is prune.remove:  # it writes into the parameter, which other layers may share
                 layer._parameters[f"{key}_orig"] = deepcopy(layer._parameters[f"{key}_orig"])
             remove(layer, key)
-        layer._load_state_dict_pre_hooks = OrderedDict(  # remove_spectral_norm leaves its behind
+        layer._load_state_dict_pre_hooks = OrderedDict(  # remove_spectral_norm leaves its hook behind
             (i, hook)
             for i, hook in layer._load_state_dict_pre_hooks.items()
             if not isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook)
@@ -160,7 +160,7 @@ def _with_plain_weights(net: nn.Module) -> nn.Module:
 
 
 def _weight_hooks(layer: nn.Module) -> list[tuple[str, Callable[[nn.Module, str], Any]]]:
-    """The weights that hooks compute before each call, and what makes parameters of them."""
+    """The names of weights that hooks compute before each call, each with the function that makes it a parameter."""
     return [
         (hook._tensor_name if kind is prune.BasePruningMethod else hook.name, remove)
         for hook in layer._forward_pre_hooks.values()
@@ -170,12 +170,12 @@ def _weight_hooks(layer: nn.Module) -> list[tuple[str, Callable[[nn.Module, str]
 
 
 class Recorder(TorchFunctionMode):
-    """Records what a net calls as a graph, while it runs.
+    """Records the operations that a net calls, as a graph, while it runs.
 
     Attributes:
-        graph: the net's; what a node returned is described by its `meta`: "shape", the modules that it lies in
-            ("owners"), and "constant", the value of what depends neither on the image nor on the state dict.
-        free: names of constants that no node makes → their values.
+        graph: the net's; the `meta` of a node has its output's "shape", the modules that it was called in ("owners"),
+            and, as "constant", its value if it depends neither on the image nor on the state dict.
+        free: name of a constant that no node computes → its value.
     """
 
     def __init__(self, net: nn.Module, handlers: Handlers):
@@ -186,13 +186,13 @@ class Recorder(TorchFunctionMode):
         self.paths = {id(module): path for path, module in reversed(list(net.named_modules()))}
         self.state = {id(tensor): name for name, tensor in reversed(net.state_dict(keep_vars=True).items())}
         self.reads: dict[str, fx.Node] = {}
-        # what shares memory with another tensor: with which, by which method of it, and its arguments
+        # view of a tensor → that tensor, the method that made the view, and its arguments
         self.views: Mapping[Tensor, tuple[Tensor, str, tuple, dict]] = WeakTensorKeyDictionary()
-        self.times: Mapping[Tensor, int] = WeakTensorKeyDictionary()  # since when a tensor has its node
+        self.times: Mapping[Tensor, int] = WeakTensorKeyDictionary()  # when a tensor got its node
         # memory → when it was last changed in place, and by what
         self.changes: dict[int, tuple[int, str]] = {}
         self.clock = 0
-        self.before: dict[int, Tensor] = {}  # what a constant was before it is changed in place
+        self.before: dict[int, Tensor] = {}  # constants' values before they are changed in place
         self.autocast = False
         self.owners: list[str] = []
         self.inside = False
@@ -212,7 +212,7 @@ class Recorder(TorchFunctionMode):
         node = self.graph.output(self._nodes_of(result))
         if not any(source.meta.get("image") for source in node.all_input_nodes):
             raise UserError(
-                "what it returns doesn't depend on the image by operations of PyTorch; scripted and compiled functions "
+                "its output doesn't depend on the image through PyTorch operations; scripted and compiled functions "
                 "and vmap hide theirs: call the plain ones"
             )
 
@@ -257,7 +257,7 @@ class Recorder(TorchFunctionMode):
             result = args[0]
         elif name == "__get__" and _tensors(result):
             self._record("call_function", getattr, (args[0], func.__self__.__name__), {}, result)
-        elif name in FILLED and not _tensors((args[1:], kwargs)):  # the tensor gives its shape and type alone
+        elif name in FILLED and not _tensors((args[1:], kwargs)):  # the tensor gives only its shape and type
             value = kwargs.get("fill_value", kwargs.get("value", args[-1]))
             value = value if name in ("full_like", "new_full", "fill_") else float("ones" in name)
             kind = {"dtype": result.dtype, "device": result.device}
@@ -266,9 +266,9 @@ class Recorder(TorchFunctionMode):
             self._record("call_method", "to", (args[0], result.device, result.dtype), {}, result)
         elif name == "copy_":
             self._record("call_method", "expand", (args[1], *result.shape), {}, result)
-        elif name in SHAPED:  # the other tensor gives its shape alone
+        elif name in SHAPED:  # the other tensor gives only its shape
             self._record("call_method", SHAPED[name], (args[0], *result.shape), {}, result)
-        elif name == "new_tensor" and not _tensors(args[1:]):  # of numbers: a constant
+        elif name == "new_tensor" and not _tensors(args[1:]):  # made of numbers: a constant
             pass
         elif _tensors(result):
             if isinstance(kwargs.get("out"), Tensor):  # it is the result
@@ -281,7 +281,7 @@ class Recorder(TorchFunctionMode):
     def _note_memory(
         self, method: str, args: tuple, rest: tuple, kwargs: dict, result: Any, changed: list[Tensor]
     ) -> None:
-        """What shares memory with an argument, and what was done in place."""
+        """Note which results share memory with an argument, and what was changed in place."""
         read = _tensors((args, kwargs))
         for i, part in enumerate(result if isinstance(result, tuple | list) else [result]):
             if isinstance(part, Tensor) and not any(part is x for x in read):
@@ -292,11 +292,11 @@ class Recorder(TorchFunctionMode):
         if any(x is result for x in changed):
             self._assign(result, method.strip("_"))
             changed = [x for x in changed if _memory(x) != _memory(result)]
-        if any(id(x) not in self.state for x in changed):  # running statistics are put back
+        if any(id(x) not in self.state for x in changed):  # running statistics are restored
             raise UserError(f"{self._where(method.strip('_'))} changes in place what it doesn't return")
 
     def _assign(self, part: Tensor, by: str) -> None:
-        """What is done in place to a part of a tensor, `x[:, :8].mul_(2)`, is assigned to it."""
+        """Record a change in place of part of a tensor, such as `x[:, :8].mul_(2)`, as an assignment to the tensor."""
         memory, parts = _memory(part), [part]
         while part in self.views:
             source, method, rest, kwargs = self.views[part]
@@ -314,7 +314,7 @@ class Recorder(TorchFunctionMode):
         self.times.update(dict.fromkeys(parts, self.clock))
 
     def _current(self, tensor: Tensor) -> fx.Node | tuple[fx.Node, int] | None:
-        """Its node; anew of what it is a view of, if that memory was changed in place since."""
+        """The tensor's node; if its memory was changed in place since, a new one, as a view of its source."""
         time, by = self.changes.get(_memory(tensor), (0, "")) if tensor in self.nodes else (0, "")
         if time and self.times[tensor] < time:
             node = self.nodes.pop(tensor)
@@ -323,8 +323,8 @@ class Recorder(TorchFunctionMode):
                 return None
             if not _is_method(method) and (node[0] if isinstance(node, tuple) else node).meta["varies"]:
                 raise UserError(
-                    f"what {by} changes in place shares memory with other tensors in a way that isn't known: "
-                    "clone it before"
+                    f"what {by} changes in place shares memory with other tensors in an unknown way: "
+                    "clone it first"
                 )
             if source is not None:
                 view = (source, method, which, *rest)
@@ -332,7 +332,7 @@ class Recorder(TorchFunctionMode):
         return self.nodes.get(tensor)
 
     def call_layer(self, original: Callable, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """In place of `nn.Module.__call__`: layers that have handlers are nodes of their own."""
+        """In place of `nn.Module.__call__`: a layer that has a handler is a single node."""
         path = self.paths.get(id(layer))
         if self.inside or path is None:
             return original(layer, *args, **kwargs)
@@ -350,7 +350,7 @@ class Recorder(TorchFunctionMode):
         kind = type(layer)
         if kind in self.handlers:
             return True
-        # a batch norm of others, too: REPAIR resets it
+        # other libraries' batch norms, too: REPAIR resets them
         torchs = kind.__module__.startswith("torch.nn") or isinstance(layer, nn.modules.batchnorm._BatchNorm)
         return torchs and any(base in self.handlers for base in kind.__mro__)
 
@@ -376,7 +376,7 @@ class Recorder(TorchFunctionMode):
         args, kwargs = self._nodes_of((args, kwargs), constants=varies)
         in_place = isinstance(result, Tensor) and args and self.nodes.get(result, self) is args[0]
         if in_place and (result in self.views or not args[0].meta["image"]):
-            copied = self.graph.call_method("clone", args[:1])  # nothing else is to change when it runs again
+            copied = self.graph.call_method("clone", args[:1])  # a rerun must change nothing else
             copied.meta = {"shape": result.shape, "varies": varies, "image": args[0].meta["image"]}
             args = copied, *args[1:]
         node = self.graph.create_node(op, target, args, kwargs)
@@ -389,7 +389,7 @@ class Recorder(TorchFunctionMode):
             self._record_parts(node, result)
 
     def _record_parts(self, node: fx.Node, result: Any) -> None:
-        """What a node returns beside each other is read from it when it is used."""
+        """Note the parts of a node's tuple; each gets a node once it is used."""
         for i, part in enumerate(result):
             if isinstance(part, Tensor):
                 self._set(part, (node, i))
@@ -403,7 +403,7 @@ class Recorder(TorchFunctionMode):
         return any(self._varies(tensor) for tensor in _tensors(args))
 
     def _read(self, tensor: Tensor) -> str | None:
-        """Whose values these are: control flow on them can't be shown. Flags and counts among buffers may be read."""
+        """Whose values these are, if control flow may not depend on them; it may on integer buffers, such as flags."""
         meta = self._meta(tensor)
         if meta is None:
             return "a parameter's" if id(tensor) in self.state and tensor.is_floating_point() else None
@@ -418,7 +418,7 @@ class Recorder(TorchFunctionMode):
         return None if node is None else (node[0] if isinstance(node, tuple) else node).meta
 
     def _nodes_of(self, args: Any, constants: bool = True) -> Any:
-        """Arguments with a node in place of each tensor; what is constant is copied, if something else is computed."""
+        """Arguments with a node in place of each tensor; with `constants`, nodes of constants keep their values."""
         return mapped(lambda x: self._node_of(x, constants) if isinstance(x, Tensor) else x, args)
 
     def _node_of(self, tensor: Tensor, constant: bool) -> fx.Node:
@@ -452,7 +452,7 @@ def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def view_of(x: Tensor, method: str, which: int | None, *args: Any, **kwargs: Any) -> Tensor:
-    """What a method of x, or a property of it, returns; of several tensors, one."""
+    """What a method or property of x returns; if that is several tensors, number `which`."""
     method = "reshape" if method == "view" else method  # in any memory format
     view = getattr(x, method)
     view = view(*args, **kwargs) if callable(view) else view
@@ -460,14 +460,14 @@ def view_of(x: Tensor, method: str, which: int | None, *args: Any, **kwargs: Any
 
 
 def set_view(x: Tensor, value: Tensor, *view: Any, **kwargs: Any) -> Tensor:
-    """A copy of x with other values where a view of it is."""
-    x = x.clone(memory_format=torch.contiguous_format)  # of which everything that is a view of x is a view
+    """A copy of x where a view of it has other values."""
+    x = x.clone(memory_format=torch.contiguous_format)  # so that it has every view that x has
     view_of(x, *view, **kwargs).copy_(value)
     return x
 
 
 def _is_method(name: str) -> bool:
-    """Whether it makes a view of any tensor of the same shape, whatever its strides."""
+    """Whether it names a method that makes the same view of a tensor whatever its strides."""
     return hasattr(Tensor, name) and name != "as_strided"
 
 
@@ -480,12 +480,12 @@ def _versions(args: Any) -> list[tuple[Tensor, int]]:
 
 
 def _changed(versions: list[tuple[Tensor, int]]) -> list[Tensor]:
-    """Of tensors and the versions that they had, those that were changed in place."""
+    """The tensors that were changed in place since they had these versions."""
     return [x for x, version in versions if x._version != version]
 
 
 def mapped(function: Callable[..., Any], args: Any, *others: Any) -> Any:
-    """What a function makes of each argument, within tuples, lists, dicts and slices; or of those at the same place."""
+    """Apply a function to each argument and those of `others` at its place, within tuples, lists, dicts and slices."""
     if isinstance(args, fx.Node):
         return function(args, *others)
     if isinstance(args, Mapping):
@@ -504,7 +504,7 @@ def _tensors(args: Any) -> list[Tensor]:
 
 
 def _called(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[str, Any, tuple, dict]:
-    """A function of PyTorch's as a node calls it."""
+    """How a node calls a PyTorch function: operation, target and arguments."""
     bare = name.strip("_")
     if name.startswith("__r") and hasattr(operator, bare[1:]) and len(args) == 2:
         return "call_function", getattr(operator, bare[1:]), args[::-1], kwargs
@@ -512,7 +512,7 @@ def _called(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[str, 
         return "call_function", operator.truediv, args[::-1], kwargs
     if (name.startswith("__") or name == "pow") and hasattr(operator, bare):
         return "call_function", getattr(operator, bare), args, kwargs
-    if name == "squeeze" and len(args) == 1 and not kwargs:  # not the batch, if it is of one image
+    if name == "squeeze" and len(args) == 1 and not kwargs:  # never the batch dimension
         return "call_method", name, (args[0], tuple(i for i, n in enumerate(args[0].shape) if n == 1)), {}
     if func is Tensor.view and not kwargs and not isinstance(args[1], torch.dtype):
         return "call_method", "reshape", args, {}  # in any memory format
@@ -539,7 +539,7 @@ def _recording(recorder: Recorder) -> Iterator[None]:
 
 
 def record(net: nn.Module, x: Tensor, handlers: Handlers = REGISTERED) -> tuple[Recorder, Any]:
-    """What a net calls on a batch of images, and what it returns."""
+    """A recorder of what a net calls on a batch of images, and the net's output."""
     recorder = Recorder(net, handlers)
     recorder.input(x)
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
@@ -549,24 +549,24 @@ def record(net: nn.Module, x: Tensor, handlers: Handlers = REGISTERED) -> tuple[
                 result = net(x)
         finally:
             for buffer, before in buffers:
-                if not (buffer.is_meta or torch.equal(buffer, before)):  # as of a net that counts its images
+                if not (buffer.is_meta or torch.equal(buffer, before)):  # as if it counts images
                     buffer.copy_(before)
     recorder.output(result)
     return recorder, result
 
 
-# Largest differences of a graph's logits from the net's: where autocast made them bfloat16, and elsewhere.
+# Largest relative differences of a graph's logits from the net's: if autocast makes them bfloat16, and otherwise.
 REPLAYED, EXACT = 1e-2, 1e-3
 
 
 def trace(
     net: nn.Module, image_shape: tuple[int, ...], handlers: Handlers = REGISTERED
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
-    """The net's graph in evaluation mode, for images of this shape in any number; and constants that it reads, by name.
+    """The net's graph in evaluation mode, for images of this shape at any batch size; and its constants, by name.
 
     Raises:
-        UserError: it can't be run on such images, what it computes depends on how many images there are, or it calls
-            something that PyTorch doesn't show.
+        UserError: the net can't be run on such images, its operations depend on the batch size, or what it computes
+            can't be recorded.
     """
     name = type(net).__name__
     parameter = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -576,7 +576,7 @@ def trace(
         (few, _), (more, result) = (record(net, x, handlers) for x in batches)
     except UserError as error:
         raise UserError(f"{name} can't be traced: {error}") from error
-    except Exception as error:  # whatever a net raises
+    except Exception as error:  # a net may raise anything
         shape = "×".join(map(str, image_shape))
         where = users_line(error)
         reason = first_line(error) + (f" ({where})" if where else "")
@@ -605,7 +605,7 @@ def trace(
             )
         elif value is not None and node.op == "get_attr":
             entries = torch.cat([value.flatten(), same.flatten()])
-            if entries.numel() and bool((entries == entries[0]).all()):  # as zeros beside the channels
+            if entries.numel() and bool((entries == entries[0]).all()):  # such as concatenated zeros
                 shape = mapped(sizes.matched, tuple(value.shape), tuple(same.shape))
                 with graph.inserting_before(node):
                     full = graph.call_function(torch.full, (shape, entries[0].item()), {"dtype": value.dtype})
@@ -633,7 +633,8 @@ def trace(
                     f"{name} computes something else each time, in evaluation mode: it draws at random"
                 )
             raise UserError(
-                f"{name} can't be traced: it computes what PyTorch doesn't show, such as by the image's values"
+                f"{name} can't be traced: some of what it computes isn't recorded, such as functions of the image's "
+                "values outside PyTorch"
             )
     return graph, constants
 
@@ -644,11 +645,11 @@ def _same(expected: Tensor, logits: Tensor, limit: float) -> bool:
 
 
 class _Sizes:
-    """Numbers among a graph's arguments that depend on how many images there are."""
+    """Numbers among a graph's arguments that depend on the batch size."""
 
     def __init__(self, graph: fx.Graph, image: fx.Node):
         self.graph = graph
-        with graph.inserting_after(image):  # how many there are: erased if nothing reads it
+        with graph.inserting_after(image):  # the batch size: erased if nothing reads it
             self.nodes = {(1, 0): graph.call_method("size", (image, 0))}
 
     def matched(self, few: Any, more: Any) -> Any:
@@ -659,7 +660,7 @@ class _Sizes:
         return self._node(step, few - step * BATCHES[0])
 
     def _node(self, step: int, rest: int) -> fx.Node:
-        """`step` times the number of images and `rest`."""
+        """`step` times the batch size plus `rest`."""
         if (step, rest) not in self.nodes:
             count = self.nodes[1, 0]
             for function, number, idle in ((operator.mul, step, 1), (operator.add, rest, 0)):
@@ -671,7 +672,7 @@ class _Sizes:
 
 
 def bound(graph: fx.Graph, net: nn.Module, constants: dict[str, Tensor]) -> fx.GraphModule:
-    """A graph with the layers of a net, which they share."""
+    """A graph as a module that shares the net's layers."""
     root = {}
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -682,14 +683,13 @@ def bound(graph: fx.Graph, net: nn.Module, constants: dict[str, Tensor]) -> fx.G
         elif node.op == "call_module":
             root[node.target] = net.get_submodule(node.target)
     module = fx.GraphModule(root, graph, type(net).__name__)
-    # a cycle would keep the net's weights until the garbage collector comes by
+    # a cycle would keep the net's weights until the garbage collector runs
     module.graph.owning_module = None
     return module
 
 
 def show_projections(graph: fx.Graph, net: nn.Module) -> None:
-    """Give each attention layer that shows none a node for its queries, keys and values; nobody reads it but those who
-    match channels."""
+    """Add a node for the queries, keys and values of each attention layer that is one node, to match channels by."""
     for node in list(graph.nodes):
         key = type(net.get_submodule(node.target)) if node.op == "call_module" else function_name(node)
         projection = PROJECTIONS[key](net, node) if key in PROJECTIONS else None
@@ -706,7 +706,7 @@ def show_projections(graph: fx.Graph, net: nn.Module) -> None:
 
 
 def describe(node: fx.Node) -> str:
-    """What a node calls, and where."""
+    """What a node calls, and where, for messages."""
     if node.op == "call_module":
         return f"layer {node.target}"
     owners = node.meta.get("owners")

@@ -1,8 +1,8 @@
-"""Which channel of one net goes with which of another (section 3)."""
+"""Matchings: which channel of one net corresponds to which of another (section 3)."""
 
 from relusym.schema import Entry
 
-# By their names in the config. Another is one function from `matching.Pair` to `matching.Matching`, and one line here.
+# By their names in the config. To add one: a function from `match.Pair` to `match.Matching`, and a line here.
 MATCHINGS = {
     "activation": Entry("relusym.matching.match:activation"),
     "weight": Entry("relusym.matching.weight:weight"),
@@ -12,15 +12,15 @@ MATCHINGS = {
     "random": Entry("relusym.matching.match:random"),
 }
 
-# More of them, by which a channel goes with a multiple of another: `merge`, `flip_merge` and `align` carry the factors
-# along. What has permutations alone, as configs, records, reports and measures of layers, takes none of these.
+# Further matchings, of a channel to a multiple of another, for `merge`, `flip_merge` and `align`. What has no place for
+# the factors, such as configs, records, reports and measures of layers, doesn't accept them.
 WITH_FACTORS = {
     "signed_activation": Entry("relusym.matching.match:signed_activation"),
     "scaled_activation": Entry("relusym.matching.match:scaled_activation"),
 }
 
-# Those of a net and its flipped self alone: no pair of two nets is merged by them.
+# Matchings only of a net with its flipped self, not of two nets.
 OF_FLIPS = {"involution"}
 
-# Those that take the best of several starts, and of how many by default.
+# Matchings that take the best of several starts, and the default number of starts.
 SEARCHES, STARTS = {"weight"}, 8

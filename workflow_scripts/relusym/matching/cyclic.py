@@ -1,4 +1,4 @@
-"""Cyclic matching: a symmetry of order n undoes itself after n times, so its permutation should, Pⁿ = 1 (section 3)."""
+"""Cyclic matching: n applications of a symmetry of order n are the identity, so Pⁿ = 1 should hold (section 3)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from relusym.channels.groups import ChannelGroup
 from relusym.errors import UserError
 from relusym.matching.match import Matching, Pair
 
-RESOLUTION = 2**40  # of correlations as integers, which the matching of a general graph is exact on
+RESOLUTION = 2**40  # of correlations as integers, for which matching a general graph is exact
 ORDERS = 2, 4
 
 
@@ -26,19 +26,19 @@ def involution(pair: Pair) -> Matching:
     _check_heads("involution", pair.groups)
     if pair.order != 2:
         raise UserError(
-            "matching involution: only for a net and its own transformed self, by a symmetry of order 2 such as a flip"
+            "matching involution: only for a net and its transformed self, by a symmetry of order 2 such as a flip"
         )
     return pair.matched_by({name: best_cyclic([table]) for name, table in pair.correlations.items()})
 
 
 def cyclic(groups: list[ChannelGroup], correlations: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The permutations P, P², … of a net's transformed copies, with Pⁿ = 1: those of a GCNN, as `best_cyclic` has P.
+    """The permutations 1, P, … Pⁿ⁻¹ of a net's transformed copies, with Pⁿ = 1 as for a GCNN; P is `best_cyclic`.
 
     Args:
-        correlations: group name → correlations of the channels of τ⁰ to τⁿ⁻¹ of a net with each other, (n, C, n, C).
+        correlations: group name → correlations between the channels of a net transformed by τ⁰ to τⁿ⁻¹, (n, C, n, C).
 
     Returns:
-        of each copy: group name → int64 (C,), which of its channels go with the net's, in the net's order.
+        for each copy: group name → int64 (C,), the copy's channel that each channel of the net is matched to.
 
     Raises:
         UserError: n is neither 2 nor 4; or the net has attention heads or group norms.
@@ -50,7 +50,7 @@ def cyclic(groups: list[ChannelGroup], correlations: dict[str, Tensor]) -> list[
     copies = torch.arange(count)
     powers = [{} for _ in range(count)]
     for name, table in correlations.items():
-        # τ of any two copies is τ of the net: all that are as far apart tell of the same permutation
+        # copies j and j + k differ by τᵏ for every j, so their correlations are averaged over j
         apart = [table[copies, :, (copies + k) % count].mean(0) for k in range(1, count)]
         step = best_cyclic(apart)
         powers[0][name] = torch.arange(len(step))
@@ -60,15 +60,15 @@ def cyclic(groups: list[ChannelGroup], correlations: dict[str, Tensor]) -> list[
 
 
 def best_cyclic(tables: Sequence[Tensor]) -> Tensor:
-    """A permutation p with pⁿ = 1 of a large Σₖ Σᵢ tables[k − 1][i, pᵏ(i)], k = 1 to n − 1.
+    """A permutation p with pⁿ = 1 and a large Σₖ Σᵢ tables[k − 1][i, pᵏ(i)], k = 1 to n − 1.
 
-    Of order 2 it has the largest sum of all. Of order 4 that is a matching in four dimensions, too hard to solve
-    exactly: first p² is matched, exactly, by tables[1] alone; then which two of its swaps make a cycle of four gain the
-    most, exactly; all channels that are left are fixed or swapped by p, exactly. A planted p is the result wherever
-    channels correlate most with their own images.
+    For order 2 the sum is the largest possible. For order 4 that would be a four-dimensional matching, too hard to
+    solve exactly, so it is done in three steps, each exact: p² is matched by tables[1] alone; then its swaps are paired
+    into those cycles of four that gain the most; all remaining channels are fixed or swapped by p. A planted p is
+    recovered wherever channels correlate most with their images under it.
 
     Args:
-        tables: of each power, float (C, C): what it is worth that a channel goes with another.
+        tables: for each power, float (C, C): the worth of matching a channel to another.
 
     Returns:
         int64 (C,).
@@ -78,11 +78,11 @@ def best_cyclic(tables: Sequence[Tensor]) -> Tensor:
         return torch.from_numpy(_best_involution(turns[0]))
     once, twice = turns[0] + turns[2].T, turns[1]
     square = _best_involution(twice)
-    here = np.flatnonzero(square > np.arange(len(square)))  # the first of each two channels that p² swaps
+    here = np.flatnonzero(square > np.arange(len(square)))  # the first of each pair of channels that p² swaps
     there = square[here]
     gained = twice[here, there] + twice[there, here] - twice[here, here] - twice[there, there]
     gained -= np.maximum(once[here, here] + once[there, there], once[here, there] + once[there, here])
-    # of the cycle here[i] → here[j] → there[i] → there[j]; the other one through the four is that of j and i
+    # the worth of the cycle here[i] → here[j] → there[i] → there[j]; the other cycle of these four is that of j and i
     cycle = once[np.ix_(here, here)] + once[np.ix_(there, there)]
     cycle += once[np.ix_(here, there)].T + once[np.ix_(there, here)].T
     permutation = np.full(len(square), -1)
@@ -97,8 +97,8 @@ def best_cyclic(tables: Sequence[Tensor]) -> Tensor:
 def _best_involution(table: np.ndarray) -> np.ndarray:
     """The permutation p with p(p(i)) = i that has the largest Σ table[i, p(i)].
 
-    Swapping i and j gains table[i, j] + table[j, i] over leaving both fixed, table[i, i] + table[j, j]: a matching of
-    largest weight in the graph of the swaps that gain something.
+    Swapping i and j gains table[i, j] + table[j, i] over leaving both fixed, table[i, i] + table[j, j]: the
+    swaps are a maximum-weight matching in the graph of all swaps with a positive gain.
     """
     fixed, permutation = np.diag(table), np.arange(len(table))
     for i, j in _matched(table + table.T - fixed[:, None] - fixed[None, :]):
@@ -107,7 +107,7 @@ def _best_involution(table: np.ndarray) -> np.ndarray:
 
 
 def _matched(gains: np.ndarray) -> set[tuple[int, int]]:
-    """Which two go together so that the gains, symmetric (C, C), add up to the most; none that gains nothing."""
+    """The disjoint pairs of channels with the largest sum of gains, symmetric (C, C), each of them positive."""
     weights = np.rint(np.triu(gains, 1) * RESOLUTION).astype(np.int64)
     graph = rustworkx.PyGraph()
     graph.add_nodes_from(range(len(weights)))

@@ -1,6 +1,6 @@
-"""Matchings by name: which channel of one net goes with which channel of another (section 3).
+"""Matchings by name: which channel of one net corresponds to which channel of another (section 3).
 
-Another matching is a function from `Pair` to `Matching`, and its line in `relusym.matching.MATCHINGS`.
+To add a matching, write a function from `Pair` to `Matching`, and a line for it in `relusym.matching.MATCHINGS`.
 """
 
 from collections import defaultdict
@@ -19,15 +19,15 @@ from relusym.matching import MATCHINGS, STARTS, WITH_FACTORS
 from relusym.schema import one_of
 
 State = dict[str, Tensor]
-SAME = 1e-9  # objectives that differ by less are of the same permutations, up to rounding
+SAME = 1e-9  # objectives that differ by less are equal up to rounding
 
 
 @dataclass(frozen=True)
 class Search:
-    """What the starts of a matching that searches came to.
+    """The outcomes of the starts of a matching that searches.
 
     Attributes:
-        objectives: start → the objective where its ascent ended, as a share of the most that weights of these norms
+        objectives: start → the objective where its ascent ended, as a share of the largest that weights of these norms
             could reach.
     """
 
@@ -35,33 +35,33 @@ class Search:
 
     @property
     def best(self) -> str:
-        """The first start that came to the best objective."""
+        """The first start that reached the best objective."""
         return max(self.objectives, key=self.objectives.get)
 
     @property
     def reached(self) -> int:
-        """How many starts came to the best objective."""
+        """The number of starts that reached the best objective."""
         return sum(value > self.objectives[self.best] - SAME for value in self.objectives.values())
 
     def body(self) -> dict[str, Any]:
-        """As a field of a record."""
+        """The search as a field of a record."""
         return {"objective": self.objectives[self.best], "reached": self.reached, "starts": self.objectives}
 
 
-SILENT = 1e-6  # a channel that correlates with none by more is constant on all images
+SILENT = 1e-6  # a channel whose correlations are all smaller is constant on all images
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What goes with what.
+    """The result of matching two nets' channels.
 
     Attributes:
-        permutations: group name → int64 (C,): channel i of the first net goes with channel `permutation[i]` of the
+        permutations: group name → int64 (C,): channel i of the first net is matched to channel `permutation[i]` of the
             second.
         similarity: group name → mean correlation of the matched channels.
-        search: of a matching that searches, what its starts came to.
-        factors: group name → float (C,): channel i goes with `factors[i]` times channel `permutation[i]`; of a group
-            that isn't here, with that channel as it is.
+        search: the outcomes of its starts, if the matching searches.
+        factors: group name → float (C,): channel i is matched to `factors[i]` times channel `permutation[i]`; a group
+            that is missing has factors 1.
     """
 
     permutations: dict[str, Tensor]
@@ -72,16 +72,16 @@ class Matching:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two nets of one architecture, with all that a matching may go by.
+    """Two nets of one architecture, with all that a matching may use.
 
     Attributes:
         states: their state dicts.
-        groups: their channel groups, which `channel_groups.permute` takes as well.
+        groups: their channel groups, as `channels.groups.permute` takes them.
         correlations: group name → correlations of the first net's channels with the second's, float64 (C, C).
-        generator: for matchings that draw, on the CPU.
+        generator: for matchings that draw at random, on the CPU.
         order: of the symmetry, if the second net is the first one transformed by it.
-        starts: of a matching that searches, how many it tries.
-        deviations: group name → standard deviations of either net's channels, float64 (C,) twice.
+        starts: number of starts of a matching that searches.
+        deviations: group name → standard deviations of the first and of the second net's channels, float64 (C,) each.
         admits: which groups' channels may be multiplied by a number (`TracedNet.admits`).
     """
 
@@ -95,13 +95,13 @@ class Pair:
     admits: Callable[[float], frozenset[str]] = lambda factor: frozenset()
 
     def matched_by(self, permutations: dict[str, Tensor], search: Search | None = None) -> Matching:
-        """The matching of these permutations, one of each group, int64 (C,)."""
+        """The matching with these permutations, one for each group, int64 (C,)."""
         tables = {name: table.cpu().numpy() for name, table in self.correlations.items()}
         similarity = {
             name: tables[name][range(len(p)), p].mean() for name, p in permutations.items() if name in tables
         }
         tied = {group.name: group.tied for group in self.groups}
-        for name in permutations.keys() - similarity:  # it goes with its heads
+        for name in permutations.keys() - similarity:  # one that no output shows has its heads' mean
             behind = [mean for other, mean in similarity.items() if tied[other] == tied[name]]
             similarity[name] = sum(behind) / len(behind)
         return Matching(permutations, {name: float(similarity[name]) for name in permutations}, search)
@@ -114,10 +114,10 @@ def activation(pair: Pair) -> Matching:
 
 
 def signed_activation(pair: Pair) -> Matching:
-    """Activation matching up to signs: assignment on |correlation|, and each channel with the sign of its correlation.
+    """Activation matching up to signs: assignment by |correlation|, and factors with the correlations' signs.
 
     Raises:
-        UserError: there are no channels that may be negated.
+        UserError: no channels may be negated.
     """
     signed = pair.admits(-1.0)
     if not signed:
@@ -136,10 +136,10 @@ def signed_activation(pair: Pair) -> Matching:
 
 
 def scaled_activation(pair: Pair) -> Matching:
-    """Activation matching up to positive scales: a matched channel is brought to the standard deviation of its partner.
+    """Activation matching up to positive scales: a matched channel is scaled to the standard deviation of its partner.
 
     Raises:
-        UserError: there are no channels that may be scaled.
+        UserError: no channels may be scaled.
     """
     scaled = pair.admits(2.0)
     if not scaled:
@@ -152,7 +152,7 @@ def scaled_activation(pair: Pair) -> Matching:
     for name in scaled & pair.deviations.keys():
         here, there = (deviations.cpu() for deviations in pair.deviations[name])
         there = there[matched.permutations[name]]
-        dead = torch.minimum(here, there) < SILENT  # has no scale
+        dead = torch.minimum(here, there) < SILENT  # a dead channel has no scale
         factors[name] = torch.where(dead, 1.0, here / there.clamp(min=SILENT))
     return replace(matched, factors=factors)
 
@@ -163,12 +163,12 @@ def without_ties(
     first: Sequence[State],
     second: Sequence[State],
 ) -> dict[str, Tensor]:
-    """The correlations, where channels that correlate with none, as dead ones, differ by what their weights are like.
+    """The correlations, with ties of channels that correlate with none, such as dead ones, broken by their weights.
 
-    So they go with each other in one way, however the nets' channels are numbered.
+    So these are matched in the same way however the nets' channels are numbered.
 
     Args:
-        correlations: group name → of the first nets' channels, net by net, with the second ones', float64.
+        correlations: group name → correlations of the first nets' channels, net after net, with the second's, float64.
         first, second: the nets' state dicts.
     """
     tables = dict(correlations)
@@ -201,7 +201,7 @@ def _moments(state: State, group: ChannelGroup) -> Tensor:
 
 
 def units(groups: list[ChannelGroup]) -> list[list[ChannelGroup]]:
-    """What is matched at a time: a group, or all whose heads are tied."""
+    """The groups that are matched at once: a single one, or all whose heads are tied."""
     tied: dict[str | int, list[ChannelGroup]] = defaultdict(list)
     for group in groups:
         tied[group.name if group.tied is None else group.tied].append(group)
@@ -209,11 +209,12 @@ def units(groups: list[ChannelGroup]) -> list[list[ChannelGroup]]:
 
 
 def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The permutations with the largest sums of what two channels are worth that go with each other.
+    """The permutations that maximise the total worth of the matched channels.
 
     Args:
-        groups: those whose heads are tied to each other all together.
-        tables: group name → worth, float (C, C); a group that has none is ordered as the heads that it is tied to.
+        groups: either all or none of those whose heads are tied to each other.
+        tables: group name → worth of matching two channels, float (C, C); a group without a table is ordered as the
+            heads that it is tied to.
     """
     tied = defaultdict(list)
     for group in groups:
@@ -235,7 +236,7 @@ def _assignment(table: np.ndarray) -> np.ndarray:
 
 
 def _by_heads(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Heads are worth what their channels are, assigned as well as they can be."""
+    """Assign heads, where two heads are worth as much as the best assignment of their channels."""
     heads = groups[0].heads
     worth, within = np.zeros((heads, heads)), {}
     for group in groups:
@@ -255,12 +256,12 @@ def _by_heads(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[
 
 
 def random(pair: Pair) -> Matching:
-    """Permutations drawn uniformly: what a barrier is without any matching at all."""
+    """Permutations drawn uniformly, for the barrier without any matching at all."""
     return pair.matched_by(random_permutations(pair.groups, pair.generator))
 
 
 def identity(pair: Pair) -> Matching:
-    """No permutation: every channel goes with the one at its own place."""
+    """No permutation: every channel is matched to the one at the same place."""
     return pair.matched_by({group.name: torch.arange(group.size) for group in pair.groups})
 
 
@@ -268,7 +269,7 @@ def match(name: str, pair: Pair) -> Matching:
     """The pair's matching of this name.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: there is no matching of this name.
     """
     known = MATCHINGS | WITH_FACTORS
     if name not in known:

@@ -1,9 +1,9 @@
 """Cycle-consistent matching of several nets: each is matched to one universe of channels, and so to every other.
 
-After C²M³ (Crisostomi et al., "C²M³: Cycle-Consistent Multi-Model Merging", NeurIPS 2024; read were its abstract,
-figure 1 and public code): Pᵢ takes net i to the universe, so that net i goes with net j by PⱼᵀPᵢ, and going round any
-cycle of nets is the identity. It matches by weights; here, the worth of two channels is their activations'
-correlation, so that each channel group is a problem of its own.
+After C²M³ (Crisostomi et al., "C²M³: Cycle-Consistent Multi-Model Merging", NeurIPS 2024; from its abstract, figure 1
+and public code): Pᵢ maps net i to the universe, so that net i is matched to net j by PⱼᵀPᵢ, and the composition around
+any cycle of nets is the identity. C²M³ matches by weights; here, the worth of matching two channels is the correlation
+of their activations, so that each channel group is a separate problem.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ def universe(groups: list[ChannelGroup], correlations: Mapping[str, Tensor]) -> 
     """The permutations that maximise Σ⟨Pᵢ, Cᵢⱼ Pⱼ⟩ over all pairs of nets, as far as several ascents reach.
 
     Args:
-        correlations: group name → of all nets' channels with all nets', float64 (N, C, N, C).
+        correlations: group name → correlations between the channels of all nets, float64 (N, C, N, C).
 
     Returns:
-        of each net: group name → int64 (C,), channel `[u]` of the net is the universe's channel u. The universe's
-        channels are in the first net's order.
+        for each net: group name → int64 (C,): entry u is the net's channel that is matched to the universe's channel u.
+        The universe's channels are in the first net's order.
     """
     permutations: Permutations = {}
     for unit in units(groups):
@@ -37,7 +37,7 @@ def universe(groups: list[ChannelGroup], correlations: Mapping[str, Tensor]) -> 
 
 
 class _Unit:
-    """One channel group, or all whose heads are tied: (N, C) permutations of each, by its name."""
+    """One channel group, or all whose heads are tied; permutations are (N, C), by group name."""
 
     def __init__(self, groups: list[ChannelGroup], correlations: Mapping[str, Tensor]):
         self.groups = groups
@@ -48,7 +48,7 @@ class _Unit:
             table[self.nets, :, self.nets] = 0
 
     def best(self) -> Permutations:
-        """The best of the ascents from each net as the universe, and from where Frank-Wolfe goes between their ends."""
+        """The best of the ascents from each net as the universe, and from Frank-Wolfe's result between their ends."""
         ends = [self._ascended(self._star(int(k))) for k in self.nets]
         middle = {name: torch.stack([_one_hot(end[name]) for _, end in ends]).mean(0) for name in self.tables}
         ends.append(self._ascended(self._frank_wolfe(middle)))
@@ -56,21 +56,21 @@ class _Unit:
         return next(end for objective, end in ends if objective >= most - GAIN * abs(most))
 
     def _assigned(self, worth: Mapping[str, Tensor]) -> Permutations:
-        """Of each net the best permutations, where its channels with the universe's are worth (N, C, C)."""
+        """The best permutations of each net; `worth` is that of matching its channels to the universe's, (N, C, C)."""
         by_net = [
             assigned(self.groups, {name: table[i].T for name, table in worth.items()}) for i in self.nets
         ]
         return {name: torch.stack([permutations[name] for permutations in by_net]) for name in by_net[0]}
 
     def _star(self, centre: int) -> Permutations:
-        """Each net matched to one of them."""
+        """Each net matched to net `centre`."""
         worth = {name: table[:, :, centre].clone() for name, table in self.tables.items()}
         for table in worth.values():
-            table[centre].fill_diagonal_(1.0)  # it goes with itself
+            table[centre].fill_diagonal_(1.0)  # it is matched to itself
         return self._assigned(worth)
 
     def _towards(self, permutations: Permutations) -> dict[str, Tensor]:
-        """Σⱼ Cᵢⱼ Pⱼ of every net i, (N, C, C)."""
+        """Σⱼ Cᵢⱼ Pⱼ for every net i, (N, C, C)."""
         return {
             name: table[:, :, self.nets[:, None], permutations[name]].sum(2)
             for name, table in self.tables.items()
@@ -81,7 +81,7 @@ class _Unit:
         return sum(float(table.gather(1, permutations[name][:, None]).sum()) for name, table in worth.items())
 
     def _ascended(self, permutations: Permutations) -> tuple[float, Permutations]:
-        """Where matching one net after the other to all others ends, the universe in the first one's order."""
+        """The result of matching net after net to all others, with its objective; the universe in the first's order."""
         objective, permutations = self._objective(permutations), dict(permutations)
         while True:
             for i in self.nets:
@@ -94,7 +94,7 @@ class _Unit:
                 return objective, {name: p[:, p[0].argsort()] for name, p in permutations.items()}
 
     def _frank_wolfe(self, soft: dict[str, Tensor]) -> Permutations:
-        """Where Frank-Wolfe ends that starts at doubly stochastic matrices (N, C, C), rounded; each step is exact."""
+        """Frank-Wolfe from doubly stochastic matrices (N, C, C), with exact line search, and its result rounded."""
         worth = {
             name: torch.einsum("icjd,jdu->icu", table, soft[name]) for name, table in self.tables.items()
         }
@@ -114,5 +114,5 @@ class _Unit:
 
 
 def _one_hot(permutations: Tensor) -> Tensor:
-    """(N, C) → float64 (N, C, C): 1 where a net's channel is the universe's."""
+    """(N, C) → float64 (N, C, C): 1 where a net's channel is matched to the universe's."""
     return torch.nn.functional.one_hot(permutations, permutations.shape[1]).mT.double()

@@ -14,7 +14,7 @@ from torch import Tensor
 from relusym.channels.groups import ChannelGroup, Place, permute, random_permutations
 from relusym.matching.match import Matching, Pair, Search, assigned, units
 
-MEASURED = "running_mean", "running_var", "num_batches_tracked"  # by batch norm, not learned
+MEASURED = "running_mean", "running_var", "num_batches_tracked"  # measured by batch norm, not learned
 GAIN = 1e-9  # a smaller share of the objective is rounding
 
 State = dict[str, Tensor]
@@ -25,8 +25,9 @@ def weight(pair: Pair) -> Matching:
     """The permutations that maximise Σ⟨W₁, PW₂P′ᵀ⟩ over all weights, as far as several ascents find them.
 
     The best of `pair.starts` coordinate ascents: from the identity, from activation matching's permutations where
-    there are correlations, from what weights next to the input and the output say (`_Ascents.outside_in`), and from
-    random permutations. All but the first are the same however either net's channels are numbered.
+    there are correlations, from a matching that begins with the weights next to input and output
+    (`_Ascents.outside_in`), and from random permutations. All but the first don't depend on how either net's channels
+    are numbered.
     """
     ascents = _Ascents(pair)
 
@@ -50,8 +51,8 @@ def weight_identity(pair: Pair) -> Matching:
 class _Ascents:
     """Coordinate ascents on the weights' inner product, with both nets' channels in `canonical_order`.
 
-    A unit, one group or all whose heads are tied, is matched at a time, exactly, with all others as they are, in an
-    order drawn anew for each sweep, until nothing changes.
+    One unit at a time, a single group or all whose heads are tied, is matched exactly while all others are held fixed,
+    in an order drawn anew for each sweep, until nothing changes.
     """
 
     def __init__(self, pair: Pair):
@@ -70,20 +71,20 @@ class _Ascents:
         self.units = units(self.groups)
         self.tensors = [list(dict.fromkeys(place.tensor for group in unit for place in group.places))
                         for unit in self.units]  # fmt: skip
-        # tensor → a unit for each dimension that it indexes
+        # tensor → the units that index it, one for each dimension that is indexed
         self.indexing: dict[str, list[int]] = defaultdict(list)
         for number, unit in enumerate(self.units):
             for group in unit:
                 for place in group.places:
                     self.indexing[place.tensor].append(number)
-        # whether a tensor has a unit's channels twice: what they are worth then hangs on how they are permuted
+        # whether a unit indexes some tensor twice: the worth of its channels then depends on their permutation
         self.twice = [any(self.indexing[name].count(number) > 1 for name in names)
                       for number, names in enumerate(self.tensors)]  # fmt: skip
         self.rows = {(place.tensor, place.dim, group.name): _rows(self.first[place.tensor], place, group.size)
                      for group in self.groups for place in group.places}  # fmt: skip
 
     def best(self, starts: Iterable[tuple[str, Permutations]]) -> Matching:
-        """The matching of the best end of the ascents from these starts."""
+        """The matching at the end of the best ascent from these starts."""
         ends = {name: self.ascended(start) for name, start in starts}
         most = sum(self.norm.values()) or 1.0
         search = Search({name: objective / most for name, (_, objective) in ends.items()})
@@ -107,12 +108,12 @@ class _Ascents:
         return assigned(self.groups, tables)
 
     def outside_in(self) -> Permutations:
-        """Unit by unit, by those weights alone whose other channels are fixed or matched already.
+        """Match unit by unit, only by weights whose other channels are fixed or matched already.
 
-        The unit comes next of whose weights these are the largest share, so that what a net's ends show of their
-        neighbours isn't drowned by layers whose channels are still in disorder.
+        The next unit is the one with the largest share of such weights, so that the evidence near a net's input and
+        output isn't drowned by layers whose channels are still in disorder.
         """
-        by = {group.name: torch.arange(group.size) for group in self.groups}
+        permutations = {group.name: torch.arange(group.size) for group in self.groups}
         state, left = self.second, set(range(len(self.units)))
 
         def settled(number: int) -> list[str]:
@@ -127,15 +128,16 @@ class _Ascents:
         while left:
             number = max(sorted(left), key=share)
             order = assigned(self.units[number], self._worth(number, state, settled(number)))
-            by, state = self._moved(number, order, by, state)
+            permutations, state = self._moved(number, order, permutations, state)
             left.remove(number)
-        return by
+        return permutations
 
     # ---- ascent
 
     def ascended(self, start: Permutations) -> tuple[Permutations, float]:
-        """Where the ascent from a start ends, and its objective."""
-        by, state, stale = start, permute(self.second, self.groups, start), set(range(len(self.units)))
+        """The permutations where the ascent from a start ends, and their objective."""
+        permutations, stale = start, set(range(len(self.units)))
+        state = permute(self.second, self.groups, start)
         while stale:
             for number in torch.randperm(len(self.units), generator=self.pair.generator).tolist():
                 if number not in stale:
@@ -146,21 +148,21 @@ class _Ascents:
                 order = assigned(self.units[number], worth)
                 if all(torch.equal(p, torch.arange(len(p))) for p in order.values()):
                     continue
-                moved = self._moved(number, order, by, state)
+                moved = self._moved(number, order, permutations, state)
                 if self.twice[number]:
                     gain = self._objective(moved[1], tensors) - self._objective(state, tensors)
                 else:
                     gain = sum(float((worth[name].gather(1, p[:, None]).squeeze(1) - worth[name].diagonal()).sum())
                                for name, p in order.items())  # fmt: skip
                 if gain > GAIN * sum(map(self.norm.get, tensors)):
-                    by, state = moved
+                    permutations, state = moved
                     stale |= {
                         n
                         for name in tensors
                         for n in self.indexing[name]
                         if n != number or self.twice[number]
                     }
-        return by, self._objective(state, self.first)
+        return permutations, self._objective(state, self.first)
 
     def _worth(self, number: int, state: State, tensors: Sequence[str]) -> dict[str, Tensor]:
         """⟨row i of the first net's weights, row j of the second's⟩ over these tensors, group name → (C, C)."""
@@ -174,10 +176,10 @@ class _Ascents:
         return tables
 
     def _moved(
-        self, number: int, order: Permutations, by: Permutations, state: State
+        self, number: int, order: Permutations, permutations: Permutations, state: State
     ) -> tuple[Permutations, State]:
-        """The permutations and the second net with a unit's channels, as they are by now, reordered."""
-        reordered = by | {name: by[name][p] for name, p in order.items()}
+        """The permutations and the second net after a unit's channels are reordered once more."""
+        reordered = permutations | {name: permutations[name][p] for name, p in order.items()}
         return reordered, permute(state, self.units[number], order)
 
     def _objective(self, state: State, tensors: Iterable[str]) -> float:
@@ -185,9 +187,9 @@ class _Ascents:
 
 
 def canonical_order(state: State, groups: list[ChannelGroup]) -> Permutations:
-    """Group name → its channels by their largest and smallest weights, int64 (C,), however they are numbered.
+    """Group name → its channels sorted by their largest and smallest weights, int64 (C,), whatever their numbering.
 
-    Only channels that agree in all of these are in the order of their numbers. Heads are in the order of theirs.
+    Only channels that agree in all of these stay in the order of their numbers. Heads are sorted likewise.
     """
     order, orders, keys = {}, {}, {}
     for group in groups:
@@ -208,12 +210,12 @@ def canonical_order(state: State, groups: list[ChannelGroup]) -> Permutations:
 
 
 def _sorted(keys: Tensor) -> Tensor:
-    """The order along the last dimension by the last key first, int64."""
+    """The order that sorts the last dimension, by the last key first, int64."""
     return torch.from_numpy(np.lexsort(keys.numpy()))
 
 
 def _rows(tensor: Tensor, place: Place, size: int) -> Tensor:
-    """What each channel has in a tensor, a row a channel, (size, entries)."""
+    """The entries of each channel in a tensor, one row per channel, (size, entries)."""
     if place.entries is not None:
         tensor = tensor.index_select(place.dim, place.index(size, tensor.device).flatten())
     return tensor.movedim(place.dim, 0).reshape(size, -1)

@@ -332,7 +332,7 @@ def check_how(matching: str, seed: int, order: int | None, starts: int = STARTS)
         raise UserError(one_of("matching", matching, known))
     if matching in OF_FLIPS and order != 2:
         raise UserError(
-            f"matching {matching}: only for a net and its own transformed self, by a symmetry of order 2 such as a flip"
+            f"matching {matching}: only for a net and its transformed self, by a symmetry of order 2 such as a flip"
         )
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed: {seed} given; allowed is a whole number from 0 to 2^63 - 1")

@@ -1,6 +1,6 @@
 """The flow of pixels through a net: which entries of each tensor belong to which pixel of a feature map.
 
-Below, what operations do to pixels, where it isn't what they do to channels (`channels.handlers`).
+The handlers below are for operations whose effect on pixels isn't that on channels (`channels.handlers`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from relusym.channels.tracing import REGISTERED, function_name, handler
 from relusym.errors import UserError
 from relusym.symmetry import Symmetry
 
-NONE = torch.iinfo(torch.int64).min  # fills rows of fewer members than others have
-MOST = 2**24  # pairs of pixels: those of 64×64 tokens that all attend to each other
+NONE = torch.iinfo(torch.int64).min  # pads rows with fewer members than others
+MOST = 2**24  # pairs of pixels, as many as between 64×64 tokens that all attend to each other
 
 
 class PixelRelations:
-    """Labels of pixels, and of what is computed of several: a pair of them, or a set that is summed over.
+    """Labels of pixels, and of what is computed from several: a pair, or a set that is summed over.
 
-    A symmetry brings a pair to the pair of what it brings either to, and a set to a set: so labels flow first, and
-    symmetries act on them afterwards.
+    A symmetry maps pairs and sets to pairs and sets, member by member: so labels are propagated first, and symmetries
+    act on them afterwards.
 
     Attributes:
-        grids: the first label of each map's pixels → its height and width; labels are counted row by row.
-        derived: the first of the labels that are made together → their members, int64 (labels, members), and whether
-            these are in an order.
-        opened: the first label of what a layer along pixels writes → the labels of the map that it came to lie at;
-            as long as there is none, they themselves, which stay.
+        grids: the first label of each map's pixels → the map's height and width; labels are numbered row by row.
+        derived: the first of the labels that are made together → the members of each, int64 (labels, members), and
+            whether these are ordered.
+        opened: the first label of what a layer along pixels writes → the labels of the map whose pixels it lies at; as
+            long as that is unknown, the written labels themselves, which are fixed.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class PixelRelations:
         self._constants: dict[Hashable, int] = {}
 
     def fresh(self, count: int) -> Tensor:
-        """New labels."""
+        """`count` new labels."""
         self.count += count
         return torch.arange(self.count - count, self.count)
 
@@ -62,13 +62,13 @@ class PixelRelations:
         return ids
 
     def written(self, count: int) -> Tensor:
-        """Labels of what a layer along pixels writes: it is at the pixels of the first map that it meets."""
+        """Labels of what a layer along pixels writes, which lies at the pixels of the first map that it meets."""
         ids = self.fresh(count)
         self.opened[int(ids[0])] = ids
         return ids
 
     def _lies_at(self, ids: Tensor, others: Tensor) -> bool:
-        """Whether these are labels of what a layer along pixels wrote that lies at those pixels, from now on."""
+        """Whether `ids`, written along pixels, lie at pixels `others`; if they lie nowhere yet, they do from now on."""
         first = int(ids.flatten()[0])
         known = self.opened.get(first)
         if known is None or ids.shape != others.shape or len(known) != ids.numel():
@@ -80,11 +80,11 @@ class PixelRelations:
         return torch.equal(known, others.flatten())
 
     def constant(self, value: Hashable) -> int:
-        """The label of what is at no pixel, and the same wherever it is."""
+        """The label of a constant, which lies at no pixel."""
         return self._constants.setdefault(value, -1 - len(self._constants))
 
     def constants(self, values: Tensor, varies: list[int]) -> Tensor:
-        """Labels of a constant that meets pixels along some dimensions: a symmetry has to leave it as it is."""
+        """Labels of a constant that meets pixels along some dimensions: a symmetry has to leave it unchanged."""
         dims = [dim for dim in varies if values.shape[dim] > 1]
         others = [dim for dim in range(values.ndim) if dim not in dims]
         _, which = rows_along(values, others).unique(dim=0, return_inverse=True)
@@ -92,7 +92,7 @@ class PixelRelations:
         return labels[which].reshape([size if dim in dims else 1 for dim, size in enumerate(values.shape)])
 
     def derive(self, rows: np.ndarray, ordered: bool) -> Tensor:
-        """The label of each row of labels, int64 (rows,): the same for the same rows; of one member, itself."""
+        """The label of each row of labels, int64 (rows,): equal for equal rows; for a single member, that member."""
         _, first, which = np.unique(_keys(rows, ordered), return_index=True, return_inverse=True)
         rows = rows[first]
         labels = self.fresh(len(rows)).numpy()
@@ -102,7 +102,7 @@ class PixelRelations:
         return torch.from_numpy(np.where(single, largest, labels)[which.reshape(-1)])
 
     def join(self, first: Tensor, second: Tensor, where: Hashable = None) -> Tensor:
-        """What is computed of two entries is at the pair of their pixels; of a pixel and what is at none, at it."""
+        """The labels of what is computed from two entries: their pair, or just one if the other is at no pixel."""
         for a, b in ((first, second), (second, first)):
             if torch.equal(a, b) or (b.numel() == 1 and b <= FIXED):
                 return torch.broadcast_tensors(a, b)[0] if a.numel() > 1 else a
@@ -120,7 +120,7 @@ class PixelRelations:
         return self.join(first, second, where)
 
     def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
-        """The labels of what is computed of all along these dimensions, which have size 1."""
+        """The labels, of size 1 along `dims`, of what is computed from all entries along these dimensions."""
         labels = self.derive(rows_along(ids, dims).numpy(), False)
         return labels.reshape([1 if dim in dims else size for dim, size in enumerate(ids.shape)])
 
@@ -128,7 +128,7 @@ class PixelRelations:
         return self.nest(ids, dims, where) if dims else ids
 
     def gathered(self, places: Tensor, labels: Tensor, shape: torch.Size, where: Hashable) -> Tensor:
-        """Labels of a parameter's entries, which meet pixels at some places: of all that an entry meets."""
+        """Labels of a parameter's entries, which meet pixels at `places`: the set of pixels that each entry meets."""
         met = torch.full([math.prod(shape)], FIXED)
         if len(places):
             entries, row, counts = torch.unique_consecutive(places, return_inverse=True, return_counts=True)
@@ -141,7 +141,7 @@ class PixelRelations:
         return list(pieces)
 
     def beside(self, pieces: Sequence[Tensor], where: Hashable) -> Tensor | None:
-        """Labels of maps beside each other, as channels of a new one; None if they are different pixels of one map."""
+        """Labels of maps concatenated as channels of a new one; None if they are different pixels of one map."""
         starts = np.array(sorted([*self.grids, *self.derived, *self.opened]))
         maps = [
             set(np.searchsorted(starts, piece.unique().numpy(), "right").tolist()) - {0} for piece in pieces
@@ -152,11 +152,11 @@ class PixelRelations:
         return reduce(lambda ids, piece: self.join(ids, piece, where), pieces)
 
     def mark(self, ids: Tensor, how: Hashable) -> None:
-        """Nothing sets pixels apart."""
+        """Do nothing: pixels aren't set apart by marks."""
 
 
 def _keys(rows: np.ndarray, ordered: bool) -> np.ndarray:
-    """A number for each row, uint64 (rows,): the sum of what SplitMix64 makes of its members."""
+    """A hash of each row, uint64 (rows,): the sum of its members' hashes by SplitMix64."""
     slots = np.arange(rows.shape[1], dtype=np.uint64) if ordered else np.uint64(0)
     x = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + slots * np.uint64(0xD1B54A32D192ED03)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -165,7 +165,7 @@ def _keys(rows: np.ndarray, ordered: bool) -> np.ndarray:
 
 
 class PixelFlow(Flow):
-    """As `Flow`, but an entry's label is the pixel of the feature map that it is at.
+    """As `Flow`, but an entry's label is the pixel of the feature map that it lies at.
 
     Attributes:
         places: name in the state dict → the labels of that tensor's entries.
@@ -173,8 +173,8 @@ class PixelFlow(Flow):
 
     what = "pixels"
     relations_of = PixelRelations
-    dropped = ()  # a handler takes all that counts; what it leaves out is checked in whole (`check_planted`)
-    shifted = True  # whether maps are followed where they are rolled
+    dropped = ()  # handlers may ignore operands, since the result is checked as a whole (`check_planted`)
+    shifted = True  # whether pixels are followed when maps are rolled
 
     def at_input(self, shape: torch.Size) -> Labels:
         return self.grid(shape)
@@ -186,7 +186,7 @@ class PixelFlow(Flow):
         labelled = [x for x in inputs if isinstance(x, Labels)]
         if not labelled or any(x.varies for x in labelled):
             raise reason
-        # whatever it computes of what is at no pixel is at none
+        # what is computed from entries at no pixel is at no pixel
         return tree_map(lambda x: Labels.alike(FIXED, x.shape) if isinstance(x, Tensor) else x, call.result)
 
     def place(self, name: str, labels: Labels, call: Any) -> None:
@@ -204,10 +204,10 @@ class PixelFlow(Flow):
         return Labels(shape, self.relations.pixels(*shape[-2:]).reshape(1, 1, *shape[-2:]))
 
     def images(self, symmetry: Symmetry) -> np.ndarray:
-        """Of every label the one that τ brings to its place, int64 (labels,).
+        """For every label, the one that τ moves to its place, int64 (labels,).
 
         Raises:
-            UserError: a map's shape changes, or pixels that are combined are brought to some that aren't.
+            UserError: a map's shape changes, or pixels that are combined are moved to pixels that aren't.
         """
         brought = np.arange(self.relations.count)
         grids, derived, opened = self.relations.grids, self.relations.derived, self.relations.opened
@@ -236,7 +236,7 @@ class PixelFlow(Flow):
         """How entries with these labels are reordered: entry i is the former entry `order[i]`, int64 (n,).
 
         Raises:
-            UserError: they belong to a part of a map.
+            UserError: they belong to only a part of a map.
         """
         labels = labels.numpy()
         wanted = _brought(labels, images)
@@ -254,8 +254,8 @@ class _Unmasked(PixelRelations):
 
 
 class UnshiftedFlow(PixelFlow):
-    """As if maps weren't rolled before they are cut into windows, nor masked then: of windows that are shifted by less
-    than half, whose mirror images are no windows."""
+    """As `PixelFlow`, but as if maps were neither rolled before they are cut into windows nor masked: for windows that
+    are shifted by less than half their size, whose mirror images aren't windows."""
 
     relations_of = _Unmasked
     shifted = False
@@ -274,13 +274,13 @@ RESIZING = handlers.conv, handlers.conv_function, handlers.spatial
 
 @of_pixels(*(key for key, known in REGISTERED.channels.items() if known in RESIZING))
 def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
-    """A map of another size, whose pixels come from neighbourhoods of the former one's, or one number of all."""
+    """A new map whose pixels are computed from neighbourhoods in the former one, or a single number from all pixels."""
     if isinstance(x, Weights) and len(x.shape) == 4:  # a table of positions
         call.meet(x, call.flow.grid(x.shape).ids)
         return call.flow.grid(call.shape)
     if not isinstance(x, Labels):
         raise call.refusal(UNKNOWN)
-    if not isinstance(call.result, Tensor):  # the second is where the largest are
+    if not isinstance(call.result, Tensor):  # the second has the indices of the largest entries
         return tuple(call.flow.grid(part.shape) if i == 0 else Labels.alike(FIXED, part.shape)
                      for i, part in enumerate(call.result))  # fmt: skip
     called = (type(call.layer).__name__ if call.layer is not None else function_name(call.node)).lower()
@@ -297,12 +297,13 @@ def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
             return along_pixels(call, x, 1, weight, bias)
     if len(call.shape) != 4 or not set(x.varies) <= {1, 2, 3}:
         raise call.refusal(UNKNOWN)
-    if 1 in x.varies:  # pixels of one patch are beside each other, as channels
+    if 1 in x.varies:  # the pixels of a patch are concatenated as channels
         if not isinstance(call.layer, nn.Conv2d) or call.layer.groups > 1:
             raise call.refusal(UNKNOWN)
         call.index("weight", 1, call.along(x, 1))
     kernel = options.get("weight", rest[0] if rest else None)
-    if isinstance(kernel, Weights) and kernel.shape[2:].numel() > 1:  # of layers, a symmetry transforms them
+    if isinstance(kernel, Weights) and kernel.shape[2:].numel() > 1:
+        # `Symmetry.transform` moves the kernels of layers
         done = {f"{path}.weight".lstrip(".") for path, layer in call.flow.net.named_modules()
                 if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)}  # fmt: skip
         others = {name: entries for name, entries in kernel.sources.items() if name not in done}
@@ -334,7 +335,7 @@ def linear(
             sides = (x.shape[dim] if side == dim else 1 for side in (1, 2))
             call.index(x, dim, call.relations.pixels(*sides))
         return Labels.alike(FIXED, call.shape)
-    if isinstance(x, Weights):  # as learned queries, which are at no pixel
+    if isinstance(x, Weights):  # such as learned queries, which are at no pixel
         return Labels.alike(FIXED, call.shape)
     if not isinstance(x, Labels):
         raise call.refusal("it reads positions that are in no state dict, so they can't be moved")
@@ -346,7 +347,7 @@ def linear(
 
 
 def along_pixels(call: Call, x: Labels, dim: int, weight: Any, bias: Any, reads: int = 1) -> Labels:
-    """A layer that reads pixels along a dimension, and, if channels alone lie along others, writes some again."""
+    """A layer that reads pixels along a dimension, and writes new ones if the other dimensions have no pixels."""
     call.index(weight, reads, call.along(x, dim))
     ids = call.mix(x, [dim])
     if len(x.shape) > 2 and x.varies == [dim]:
@@ -378,7 +379,7 @@ of_pixels("local_response_norm")(handlers.kept)
 
 @of_pixels("unfold", "im2col", nn.Unfold)
 def unfolded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    """Windows of a dimension, or patches as columns: every pixel is at several places."""
+    """Windows of a dimension, or patches as columns: a pixel may be in several of them."""
     if call.node.op == "call_method":
         return handlers.moves(call, x, *rest, **options)
     entries = x.ids[:1].expand(1, *x.shape[1:]).double()
@@ -388,17 +389,17 @@ def unfolded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
 
 @of_pixels(*INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "instance_norm", "prelu")
 def weights_of_channels(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
-    if isinstance(x, Weights):  # they are standardised
+    if isinstance(x, Weights):  # weight standardisation
         return handlers.batch_norm_function(call, x, *rest, **options)
     if 1 in x.varies:
-        raise call.refusal("it has weights of single pixels in a way that isn't known")
+        raise call.refusal("its weights belong to single pixels in an unknown way")
     return x
 
 
 @of_pixels(nn.MultiheadAttention)
 def multihead_attention(call: Call, query: Any, key: Labels, value: Labels, **options: Any) -> tuple:
-    """Attention asks for no order of its tokens."""
-    if isinstance(query, Weights):  # learned, and at no pixel
+    """Attention doesn't depend on the order of its tokens."""
+    if isinstance(query, Weights):  # learned queries, which are at no pixel
         query = Labels.alike(FIXED, query.shape)
     if len(query.shape) - 1 in query.varies:
         raise call.refusal(UNKNOWN)
@@ -410,7 +411,7 @@ def multihead_attention(call: Call, query: Any, key: Labels, value: Labels, **op
 def attention(
     call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **options: Any
 ) -> Labels:
-    """As `multihead_attention`, without a mask; else pair by pair of tokens."""
+    """Without a mask, as `multihead_attention`; with one, each pair of tokens has a label."""
     if any(rest[1:2]) or options.get("is_causal"):
         raise call.refusal("its tokens have an order")
     if attn_mask is None and all(len(x.shape) - 1 not in x.varies for x in (query, key, value)):
@@ -420,7 +421,7 @@ def attention(
 
 ENTRYWISE.add(attention)
 
-# ---- Swin Transformer's, as torchvision calls them
+# ---- torchvision's Swin Transformer
 
 REGISTERED.pixels["_patch_merging_pad"] = handlers.moves
 
@@ -434,7 +435,7 @@ def windows(call: Call, input: Labels, *rest: Any, **options: Any) -> Labels:
 
 @of_pixels("_get_relative_position_bias")
 def relative_positions(call: Call, table: Any, index: Tensor, window: list[int]) -> Labels:
-    """A table has one row for each displacement, from the bottom left to the top right."""
+    """The table has a row for each displacement, numbered as the pixels of a map."""
     if isinstance(table, Weights):
         call.index(table, 0, call.relations.pixels(*(2 * side - 1 for side in window)))
     return Labels.alike(FIXED, call.shape)

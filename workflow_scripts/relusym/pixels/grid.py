@@ -28,10 +28,10 @@ WINDOW_FUNCTIONS = {  # with their arguments in order
     "conv2d": "input weight bias stride padding dilation",
     "conv_transpose2d": "input weight bias stride padding output_padding",
 }
-# Of maps with channels last: torchvision's Swin Transformer's, and what others cut into windows after it.
+# On maps with channels last: functions of torchvision's Swin Transformer, and the roll before others' windows.
 SHIFTED = ("shifted_window_attention", "shifted_window_attention_v2")
 PATCHES, ROLL = "_patch_merging_pad", "roll"
-SEARCHED = 64  # sizes above the images' that are tried: strides of 32 in all repeat after as many
+SEARCHED = 64  # larger sizes that are tried; with a total stride of 32, the fit repeats after 32
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Misfit:
     Attributes:
         layer: its name.
         stride, size: its stride, and the height or width in pixels that it meets.
-        left_over: pixels of its input that are left over at the far end; below 0, by which it reaches beyond.
-        pixels: how many of the image's pixels that is.
+        left_over: pixels of its input left over at the far end; negative: pixels by which it reaches beyond the end.
+        pixels: the same in the image's pixels.
     """
 
     layer: str
@@ -54,13 +54,13 @@ class Misfit:
 
 @dataclass(frozen=True)
 class Grid:
-    """How a net's strides meet an image size.
+    """How a net's strides fit an image size.
 
     Attributes:
-        size: of the images along the axis that is mirrored, in pixels; of turns, the width.
+        size: of the images along the axis that is mirrored, in pixels; for rotations, the width.
         misfits: layers that can't be equivariant at this size.
-        offset: by how many of the image's pixels the last layer of the transformed net is off in all.
-        next_size: the next larger size that all layers meet symmetrically; None: there is none among the next ones.
+        offset: by which the transformed net's positions are off at most, in the image's pixels.
+        next_size: the next larger size at which all layers are symmetric; None: not among the sizes tried.
     """
 
     size: int
@@ -82,9 +82,9 @@ def axes(symmetry: Symmetry) -> tuple[int, ...]:
 
 @torch.no_grad()
 def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry: Symmetry | str) -> Grid:
-    """How the net's strides meet images of this shape (channels, height, width) under a symmetry.
+    """How the net's strides fit images of this shape (channels, height, width) under a symmetry.
 
-    Of larger images, nothing is computed but shapes.
+    For larger images, only shapes are computed.
 
     Raises:
         UserError: the net can't be traced, or doesn't take images of this shape.
@@ -99,15 +99,15 @@ def _grid(traced: TracedNet, symmetry: Symmetry) -> Grid:
     misfits, offset = _misfits(traced.graph, traced.net, traced.image_shape, symmetry)
     channels, height, width = traced.image_shape
     size = traced.image_shape[axes(symmetry)[-1] - 1]
-    next_size, without = None, _without_weights(traced.net) if misfits else None
+    next_size, shapes_only = None, _without_weights(traced.net) if misfits else None
     for more in range(1, SEARCHED if misfits else 0):
         shape = (channels, height + more, width + more)
         x = torch.empty(2, *shape, device="meta")
-        if not _takes(without, x):
+        if not _takes(shapes_only, x):
             break
         try:
-            recorder, _ = record(without, x, traced.handlers)
-        except UserError:  # what it does at this size can't be followed
+            recorder, _ = record(shapes_only, x, traced.handlers)
+        except UserError:  # the net can't be recorded at this size
             break
         if not _misfits(recorder.graph, traced.net, shape, symmetry)[0]:
             next_size = size + more
@@ -116,20 +116,20 @@ def _grid(traced: TracedNet, symmetry: Symmetry) -> Grid:
 
 
 def _takes(net: nn.Module, x: Tensor) -> bool:
-    """Whether a net takes images of this size, and not of one alone."""
+    """Whether a net accepts images of this size, with logits for each."""
     try:
         with evaluating(net):
-            return len(logits_of(net(x))) == len(x)  # `view(-1, channels)` makes images of pixels
-    except Exception:  # a net raises what it likes
+            return len(logits_of(net(x))) == len(x)  # `view(-1, channels)` turns pixels into images
+    except Exception:  # a net may raise anything
         return False
 
 
 def _without_weights(net: nn.Module) -> nn.Module:
-    """A copy that computes shapes alone."""
+    """A copy that computes only shapes."""
     shapes = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in net.parameters()}
     copied = deepcopy(net, shapes | {id(buffer): buffer.to("meta") for buffer in net.buffers()})
     for layer in copied.modules():
-        if type(layer) is nn.Linear:  # to know its shape, torch would load its compiler, slower than a merge
+        if type(layer) is nn.Linear:  # for its shape, torch would load its compiler, slower than a merge
             layer.forward = partial(_linear, layer.in_features, layer.out_features)
     return copied
 
@@ -145,14 +145,14 @@ def _misfits(
 ) -> tuple[tuple[Misfit, ...], float]:
     misfits, offset = [], 0.0
     for axis in axes(symmetry):
-        # of each node, how many pixels of the image a position is, and by how many it is off
+        # node → how many of the image's pixels a position spans, and by how many it is off
         places: dict[fx.Node, tuple[float, float]] = {}
         pads: dict[fx.Node, tuple[int, Misfit]] = {}
         for node in graph.nodes:
             before = [places[source] for source in node.all_input_nodes if source in places]
             pixels, off = max(before, key=lambda place: abs(place[1])) if before else (1.0, 0.0)
             called = node
-            if function_name(node) == "getitem" and not _shape(pool := node.args[0]):  # one with indices
+            if function_name(node) == "getitem" and not _shape(pool := node.args[0]):  # a pool with indices
                 called = pool if pool.op == "call_module" or function_name(pool) in WINDOW_FUNCTIONS else node
             sources = [source for source in called.all_input_nodes if len(_shape(source)) == 4]
             size, fits = 0, None
@@ -166,7 +166,7 @@ def _misfits(
                 stride, left_over = fits
                 padded = sources[0] if sources and tokens is None else None
                 if left_over and misfits and padded in pads and pads[padded] == (left_over, misfits[-1]):
-                    misfits.pop()  # what is left over is what was padded
+                    misfits.pop()  # the pixels left over are those padded
                     places[padded] = pixels, off + left_over * pixels
                     off, left_over = places[padded][1], 0
                 if left_over:
@@ -182,14 +182,14 @@ def _misfits(
 
 
 def _tokens(node: fx.Node, axis: int) -> tuple[int, int] | None:
-    """As `_left_over`, of windows, whose shift is the mirrored one only if it is half a window, and of patches."""
+    """As `_left_over`, for patches, and for windows, whose shift is its own mirror image only if half a window."""
     name = function_name(node)
     if name not in (*SHIFTED, PATCHES, ROLL):
         return None
     size = _shape(node.args[0])[axis - 1]
     if name == PATCHES:
         return 2, -(size % 2)
-    if name == ROLL:  # a map (B, H, W, C), seen as (B, H / window, window, W / window, window, C) thereafter
+    if name == ROLL:  # (B, H, W, C), later cut to (B, H / window, window, W / window, window, C)
         users = [user for user in node.users if function_name(user) != "pad"]
         users += [user for pad in node.users if pad not in users for user in pad.users]
         cut = next((_shape(user) for user in users if len(_shape(user)) == 6), None)
@@ -216,7 +216,7 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
     elif name == "getitem" and _channels_last(node.args[1]):
         size, part = _shape(node.args[0])[axis - 1], node.args[1][axis - 1]
         stride = part.indices(size)[2] if isinstance(part, slice) else 1
-        # all of a patch is read, or pixels are combined in a way that is refused
+        # slices that together read whole patches; otherwise the pixels are refused elsewhere
         return stride, -(size % stride)
     elif name in ("getitem", "narrow", "interpolate", "upsample") or isinstance(layer, nn.Upsample):
         read = _read_places(node, layer, axis)
@@ -228,7 +228,7 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
         return stride or size / out, int(left_over) if left_over.is_integer() else left_over
     elif sides := _padding(net, node)[6 - 2 * axis : 8 - 2 * axis]:
         return 1, sides[0] - sides[1]
-    else:  # adaptive pools are symmetric, the rest moves nothing
+    else:  # adaptive pools are symmetric, and nothing else moves positions
         return size / out, 0
     window["stride"] = window["stride"] or window["kernel_size"]
     kernel, stride, dilation = (_along(window[key], axis) for key in ("kernel_size", "stride", "dilation"))
@@ -240,7 +240,7 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
 
 
 def _padding(net: nn.Module, node: fx.Node) -> tuple[int, ...]:
-    """What an operation that pads adds before and after the last dimension, then the one before it; else ()."""
+    """The padding before and after the last dimension, then the one before it; () for an operation that doesn't pad."""
     layer = layer_of(net, node)
     if function_name(node) == "pad":
         return node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
@@ -248,9 +248,9 @@ def _padding(net: nn.Module, node: fx.Node) -> tuple[int, ...]:
 
 
 def _read_places(node: fx.Node, layer: nn.Module | None, axis: int) -> Tensor | None:
-    """Where on an axis of a map, from its middle, the entries lie that an operation without weights returns along it.
+    """The positions on an axis, from the map's middle, of the entries that an operation without weights returns.
 
-    float64 (size of the output,); None: it depends on other tensors.
+    float64 (size of the output,); None: they depend on other tensors.
     """
     source = next(source for source in node.all_input_nodes if len(_shape(source)) == 4)
     if function_name(node) != "getitem" and len(node.all_input_nodes) > 1:
@@ -269,7 +269,7 @@ def _along(value: int | tuple[int, int], axis: int) -> int:
 
 
 def _channels_last(key: Any) -> bool:
-    """Whether an index takes every second entry or so of dimensions 1 and 2, and not of 3."""
+    """Whether an index has a step along dimension 1, as of a map's height, and none from dimension 3 on."""
     steps = [part.step if isinstance(part, slice) else None for part in key] if isinstance(key, tuple) else []
     return len(steps) > 2 and steps[1] not in (None, 1) and all(step in (None, 1) for step in steps[3:])
 

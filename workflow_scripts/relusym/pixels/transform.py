@@ -1,4 +1,4 @@
-"""A net transformed by a symmetry, also where it isn't convolutional: what reads or weights pixels one by one."""
+"""A net transformed by a symmetry, including layers with weights for single pixels, which aren't convolutional."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def transformed(
 ) -> nn.Module:
     """The net Φ̂ with Φ̂(τx) = τΦ(x), as `Symmetry.transform`, for nets of every kind.
 
-    Besides kernels, it moves what belongs to single pixels: the inputs of a linear layer that reads a map of several
-    pixels, norms after a flatten, position embeddings, tables of relative positions.
+    Besides kernels, it moves weights of single pixels: the inputs of a linear layer that reads a map of several pixels,
+    norms after a flatten, position embeddings, tables of relative positions.
 
     Args:
         image_shape: one image's channels, height and width; None: (3, 32, 32), or a traced net's.
@@ -42,12 +42,12 @@ def flip(
     image_shape: tuple[int, ...] | None = None,
     symmetry: Symmetry | str = HORIZONTAL_FLIP,
 ) -> nn.Module:
-    """The flipped net, which answers on flipped images as the net does on images; arguments as of `transformed`.
+    """The flipped net, which computes on flipped images what the net does on images; arguments as in `transformed`.
 
-    Where strides aren't symmetric, it is off by what `grid` says, and unchecked if they are at no size.
+    Where strides aren't symmetric, it is off by `Grid.offset`, and unchecked if they are symmetric at no size tried.
 
     Raises:
-        UserError: as of `transformed`; or the flipped net isn't right at values drawn at random, in float64.
+        UserError: as in `transformed`; or the flipped net is wrong at values drawn at random, in float64.
     """
     traced, symmetry = as_traced(net, image_shape), as_symmetry(symmetry)
     check_planted(traced, symmetry)
@@ -55,7 +55,7 @@ def flip(
 
 
 def pixel_flow(traced: TracedNet, symmetry: Symmetry) -> PixelFlow:
-    """How pixels flow through a net; without the shifts of windows that a symmetry doesn't bring to windows."""
+    """The flow of pixels through a net, ignoring shifts if the symmetry doesn't map shifted windows to windows."""
     misfits = grid(traced, traced.image_shape, symmetry).misfits
     rolled = any(misfit.layer.startswith(ROLL) for misfit in misfits)
     return traced.flow(UnshiftedFlow if rolled else PixelFlow)
@@ -75,15 +75,15 @@ def _moved(traced: TracedNet, net: nn.Module, symmetry: Symmetry) -> nn.Module:
 
 @torch.no_grad()
 def check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
-    """The relative difference of Φ̂(τx) from τΦ(x) at planted values, in float64; it is rounding where Φ̂ is right.
+    """The relative difference of Φ̂(τx) from τΦ(x) at planted values, in float64; rounding where Φ̂ is right.
 
     Images have the traced size, or, if strides can't be equivariant there, the next size at which they can.
 
     Returns:
-        None: unchecked, since there is no such size, or the net takes images of one size alone.
+        None: unchecked, since there is no such size, or the net takes images of one size only.
 
     Raises:
-        UserError: it is more than rounding; named is the first layer where it shows.
+        UserError: the difference is more than rounding; the first layer where it shows is named.
     """
     if ("planted", symmetry.name) not in traced.known:
         traced.known["planted", symmetry.name] = _check_planted(traced, symmetry)
@@ -101,11 +101,11 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
         x = torch.nn.functional.pad(x, (0, more, 0, more), mode="replicate")
     moved = _moved(traced, planted.net, symmetry)
     nets = planted.net, moved
-    if x is planted.x:  # else the nets themselves, of whose graphs some hold sizes
+    if x is planted.x:  # else the nets themselves, since a graph may hold the traced size
         nets = planted.graph, bound(planted.graph.graph, moved, planted.constants)
     try:
         here, there = (logits_of(net(view)) for net, view in zip(nets, (x, symmetry.act(x)), strict=True))
-    except RuntimeError:  # of another size
+    except RuntimeError:  # the net doesn't take that size
         return None
     if len(here) != len(x):  # pixels became images
         return None
@@ -116,7 +116,7 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
         )
         raise UserError(
             f"{type(traced.net).__name__}: transformed by {symmetry.name}, it isn't the net on transformed images, so "
-            f"some layer sees where things are{where}"
+            f"some layer depends on positions{where}"
         )
     return difference
 
@@ -134,11 +134,11 @@ Action = Callable[[Tensor], Tensor]
 
 
 def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict[str, Action | str]:
-    """What τ does to the outputs of graph nodes: it moves pixels, wherever they lie, as among tokens.
+    """The action of τ on the outputs of graph nodes: it moves pixels, wherever they lie, such as among tokens.
 
     Returns:
-        node's name → τ on a batch of its outputs; of one whose pixels can't be moved, or that knows no image,
-        why, in a line.
+        node's name → τ on a batch of its outputs; or the reason, in a line, why the node's pixels can't be moved or it
+        doesn't depend on the image.
     """
     flow, nodes = pixel_flow(traced, symmetry), set(nodes)
     images, known = flow.images(symmetry), {}
@@ -148,7 +148,7 @@ def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict
         if not node.meta.get("image") or not isinstance(labels, Labels):
             known[node.name] = "what they compute doesn't depend on the image"
         elif 0 in labels.varies:
-            known[node.name] = "windows of an image lie where images do"
+            known[node.name] = "windows of an image lie along the batch dimension"
         else:
             try:
                 known[node.name] = _action(flow, images, labels, symmetry, node.name)
