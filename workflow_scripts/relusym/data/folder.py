@@ -1,4 +1,4 @@
-"""Images from elsewhere: CIFAR10's official files, and folders with one folder a class."""
+"""Images from files: CIFAR10's official ones, and folders with one folder per class."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def prepare(to: Path, *, root: str, train: str, test: str, workers: int, key: st
 def prepare_torchvision(to: Path, *, root: str, download: bool, workers: int, key: str) -> None:
     """Write CIFAR10 as torchvision downloads it to `root` on first use: the Python version, each file's MD5 checked.
 
-    UserError if it isn't there and can't be downloaded, or is damaged.
+    UserError if it is missing or damaged and can't be downloaded.
     """
     from torchvision.datasets import CIFAR10 as Official  # here, since it doubles the start-up of every job
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
@@ -54,8 +54,9 @@ def prepare_torchvision(to: Path, *, root: str, download: bool, workers: int, ke
             )
     except (RuntimeError, OSError, EOFError) as error:
         raise UserError(
-            f"CIFAR10 isn't available in {root} ({error}): download it there and set {key}.root, set {key}.source to "
-            "binary or python and root to the official archive, or set it to folder and root to a tree of images"
+            f"CIFAR10 isn't available in {root} ({error}): set {key}.root to a folder that has it; or set "
+            f"{key}.source to binary or python, and {key}.root to the official archive; or {key}.source "
+            f"to folder, and {key}.root to a tree of images"
         ) from error
     _save_official(to, folder, "python")
 

@@ -128,7 +128,7 @@ class Images(ImageSource):
                 "the net"
             )
         try:
-            x, beside = (self.normalise(self.pixels[:count]) for count in (1, 2))
+            x, pair = (self.normalise(self.pixels[:count]) for count in (1, 2))
         except Exception as error:  # the user's own code may raise anything
             raise UserError(f"Images: normalise fails: {theirs(error)}") from error
         kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -138,7 +138,7 @@ class Images(ImageSource):
             )
         if not x.isfinite().all():
             raise UserError("Images: what normalise returns isn't finite")
-        if not torch.allclose(x, beside[:1], atol=1e-4):
+        if not torch.allclose(x, pair[:1], atol=1e-4):
             raise UserError("Images: what normalise returns is random, or depends on other images")
 
     def __len__(self) -> int:

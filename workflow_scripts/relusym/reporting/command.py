@@ -572,7 +572,9 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         progress("nets and images", 0)
         nets, preset = _nets(options)
         if options.which == "reset" and not has_batch_norm(nets[0]):
-            raise UserError("--which: reset given, but a net without batch norm has halfway or repaired")
+            raise UserError(
+                "--which: reset given, but for a net without batch norm, allowed is halfway or repaired"
+            )
         if options.which == "repaired" and has_batch_norm(nets[0]):
             raise UserError(_not_held("repaired", ["reset", "halfway"]))
         on = _inputs(options, nets, preset)

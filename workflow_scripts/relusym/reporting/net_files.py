@@ -162,7 +162,7 @@ def load_object(spec: str, what: str) -> Any:
         raise
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{what} {spec}: {theirs(error)}; modules of your own are found with PYTHONPATH=folder"
+            f"{what} {spec}: {theirs(error)}; for modules of your own, set PYTHONPATH=folder"
         ) from error
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(f"{what} {spec}: importing {where} fails: {theirs(error)}") from error

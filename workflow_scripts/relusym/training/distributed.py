@@ -117,7 +117,7 @@ def _why(error: ChildFailedError, processes: int) -> str:
     first = min(error.failures.values(), key=lambda failure: (failure.exitcode >= 0, failure.timestamp))
     how = f"was killed (signal {-first.exitcode})" if first.exitcode < 0 else f"failed ({first.exitcode})"
     return (
-        f"one of the {processes} training processes {how}, and the others were ended: the log has its last words; "
+        f"one of the {processes} training processes {how}, and the others were ended: the log has its last lines; "
         "run again, and the training goes on from the last saved epoch"
     )
 

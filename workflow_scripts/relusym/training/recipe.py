@@ -63,7 +63,7 @@ class Recipe(Section):
         "of forward and backward pass; `auto`: bfloat16 where the device is fast at it, else float32", "auto"
     )
     sync_batch_norm: Flag = key("whether batch norm sees all processes' batches; GPUs only", False)
-    processes: Count = key("how many train one net together, each on its own GPU", 1)
+    processes: Count = key("processes that train one net together, each on its own GPU", 1)
     dimensions: Count = key("of SimSiam's projection", 2048)
     bottleneck: Count = key("of the hidden layer of SimSiam's predictor", 512)
 
