@@ -889,7 +889,7 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
     again = f"merge small.py:plain m.safetensors p.safetensors {on} --out n.safetensors --which halfway"
     assert main(again.split()) == 0
     printed = capsys.readouterr()
-    assert "m.safetensors is a merge (repaired) of random and random" in printed.err
+    assert "m.safetensors is the repaired net of a merge of random and random" in printed.err
     foreign = {"relusym": json.dumps({"relusym": "1", "which": "halfway", "of": 3})}
     save_file(permuted, "foreign.safetensors", metadata=foreign)
     assert main(again.replace("p.safe", "foreign.safe").split()) == 0

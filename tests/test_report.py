@@ -112,7 +112,7 @@ def test_the_barrier_of_a_loss_is_its_rise():
 
 @pytest.mark.parametrize("metric, line", [
     (lambda logits, labels: logits.mean(), "one number per image"),
-    (lambda logits, labels: 0.5, "gives float"), (lambda logits, labels: logits[:, 99], "fails on logits"),
+    (lambda logits, labels: 0.5, "returns float"), (lambda logits, labels: logits[:, 99], "fails on logits"),
     (lambda logits, labels: {}["key"], "KeyError: 'key' (test_report.py, line"),
 ])  # fmt: skip
 def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, line):

@@ -641,7 +641,7 @@ def _merged_from(options: argparse.Namespace) -> dict[str, Any]:
     cards = {weights: about for weights in options.weights if (about := card_of(weights))}
     _log(
         [
-            f"{weights} is a merge ({about['which']}) of {' and '.join(map(str, about['of']))}"
+            f"{weights} is the {about['which']} net of a merge of {' and '.join(map(str, about['of']))}"
             for weights, about in cards.items()
             if "of" in about
         ]
