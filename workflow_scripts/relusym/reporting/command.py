@@ -152,7 +152,7 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
     command.add_argument("--seed", type=_count(0), default=0, help="(default: 0)")
     _add_number(command, "--batch-size", 1, "(default: 50)", 50)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
-    json_alone = "print one JSON object with every number instead of the screen"
+    json_alone = "print every number as one JSON object, in place of the screen of results"
     command.add_argument("--json", action="store_true", help=json_alone)
 
 
