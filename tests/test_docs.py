@@ -1,4 +1,5 @@
 import ast
+import math
 import re
 import shlex
 import shutil
@@ -6,6 +7,7 @@ import traceback
 from itertools import chain
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
@@ -22,6 +24,7 @@ from relusym.merging import merge as merging
 from relusym.reporting import net_files
 from relusym.theory import STATEMENTS
 
+IDENTIFIABILITY = ROOT / "docs/identifiability.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMENTED = [*PAGES, *(ROOT / path for path in ("config.yaml", "Snakefile", "Makefile", "docs/rules.dot"))]
 COMMENTED += sorted(ROOT.glob("scales/*.yaml"))
@@ -136,6 +139,42 @@ def test_the_snippets_of_the_librarys_page_run_one_after_another(names, monkeypa
         exec(snippet, names)
     assert (tmp_path / "report" / "report.html").exists()
     assert "Images: pixels of shape" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_page_on_identifiability_has_the_verdicts_and_the_barriers_of_the_committed_tables():
+    text, results = " ".join(TEXT[IDENTIFIABILITY].split()), ROOT / "results/identifiability"
+    verdicts = pd.read_csv(results / "tables/identifiability.csv")["verdict"].value_counts()
+    assert {*verdicts.index} == {"held", "inconclusive"}
+    counts = f"{verdicts['held']} held, none failed, and {verdicts['inconclusive']} are inconclusive"
+    assert f"Of the {verdicts.sum()} claims {counts}" in text
+    shown = rows(TEXT[IDENTIFIABILITY].split("## Found")[1].split("1. ")[0])
+    means = pd.read_csv(results / "figures/identifiability_figure.csv").pivot_table(
+        "barrier", "variant", "model"
+    )
+    types = {"ReLU": "relu", "leaky ReLU": "leaky", "GELU": "gelu", "tanh": "tanh"}
+    larger = means.drop("activation").loc[["scaled_activation", "signed_activation"]].max()
+    for name, *cells in shown[2:]:
+        of_type = [types[name], f"{types[name]}_inv"]
+        made = [value for model in of_type for value in (means.loc["activation", model], larger[model])]
+        assert cells == ["" if math.isnan(value) else f"{value:.3f}" for value in made]
+    assert len(shown) == 2 + len(types)
+
+
+def test_the_snippet_on_identifiability_prints_the_filters_that_its_page_shows(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (snippet,) = snippets(IDENTIFIABILITY)
+    exec(snippet, {})
+    lines = (line.split(" ", 2) for line in capsys.readouterr().out.splitlines())
+    nets_of = {(model, int(seed)): ast.literal_eval(near) for model, seed, near in lines}
+    barriers = pd.read_csv("results/identifiability/figures/identifiability_figure.csv")
+    barriers = barriers[barriers["variant"] == "activation"].set_index(["model", "seed"])["barrier"]
+    types = {"gelu_inv": "GELU", "relu_inv": "ReLU", "leaky_inv": "leaky ReLU"}
+    made = [
+        [types[model], str(seed), str(i), f"{ratio:.2f}", f"{barriers[model, seed]:.3f}"]
+        for (model, seed), near in nets_of.items() for i, ratio in near.items()
+    ]  # fmt: skip
+    shown = rows(TEXT[IDENTIFIABILITY].split("### Noticed afterwards")[1])
+    assert len(nets_of) == 12 and shown[2:] == sorted(made, key=lambda row: row[3])
 
 
 def test_the_net_of_the_worked_example_is_the_public_one():
