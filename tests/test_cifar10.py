@@ -185,7 +185,7 @@ def test_torchvision_downloads_the_same_files_once_and_repairs_damaged_ones(tmp_
     (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
     assert data.digest(prepared("torchvision", root, tmp_path)) == digest  # from the archive kept there
     (root / "cifar-10-batches-py" / "data_batch_2").unlink()
-    line = r"^CIFAR10 can't be had from .*root .*missing or damaged.*set cifar10\.root"
+    line = r"^CIFAR10 isn't available in .*root .*missing or damaged.*set cifar10\.root"
     refused(lambda: prepared("torchvision", root, tmp_path, download=False), match=line)
 
 
@@ -401,7 +401,7 @@ def test_a_report_reads_official_files_and_by_default_their_test_images(tmp_path
 
 def test_what_a_report_cannot_do_with_official_files_is_one_line(tmp_path):
     folder = put(tmp_path / "cifar-10-batches-bin", binary_files())
-    with pytest.raises(UserError, match=r"^--labels folder .* has its labels, so leave the option out$"):
+    with pytest.raises(UserError, match=r"^--labels folder .* has its own labels, so leave the option out$"):
         read(folder, labels="folder")
     line = r"^--size resizes images of a folder; those of a file are taken as they are$"
     refused(lambda: read(folder, size=[40]), match=line)
@@ -449,9 +449,9 @@ def test_an_exact_gcnn_is_tuned_on_training_images_and_measured_on_test_images(t
     typed += ["--mean", "0.5", "--std", "0.25", "--fine-tune", "1", "--batch-size", "10", "--json"]
     assert main([*typed, "--split", "train"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--split train: they are what is trained on" in line and not (tmp_path / "out").exists()
+    assert "--split train: the net is trained on these" in line and not (tmp_path / "out").exists()
     assert main(typed) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert (numbers["images"], numbers["fine_tuning"]["images"]) == (COUNT, 5 * COUNT)
-    assert "doesn't take the net: no such operation" in numbers["notes"][-1]
+    assert "doesn't support the net: no such operation" in numbers["notes"][-1]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"exact.safetensors", "exact.json"}

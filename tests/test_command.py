@@ -250,7 +250,7 @@ def test_three_nets_are_merged_into_one_and_with_each_matched_to_the_first(capsy
     given = "merge", folder / "my_nets.py:build", *(folder / name for name in names), "--out", out, *SCALED
     code, printed, lines = run(capsys, folder, *given)
     words = " ".join(printed.split())
-    assert (code, lines) == (0, []) and "the mean of all, with REPAIR is written to" in words
+    assert (code, lines) == (0, []) and f"written to {out}: the mean of all, with REPAIR" in words
     assert "each matched to the first alone" in printed and "all nets' mean logits" in printed
     numbers = json.loads(run(capsys, folder, *given, "--which", "halfway", "--json")[1])
     assert set(numbers["barrier"]) == {"halfway", "repaired", "pairwise", "pairwise_repaired"}
@@ -486,7 +486,7 @@ def test_links_are_followed_and_hidden_files_left_out(bright):
     _, numbers, lines = bright("--images", "links", "--labels", "folder")
     assert (numbers["images"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
     assert lines == [
-        "relusym: images: 4 files that are none were passed over: 2 .heic, 1 .txt, 1 broken links"
+        "relusym: images: 4 files that aren't images were skipped: 2 .heic, 1 .txt, 1 broken links"
     ]
     assert list(numbers["by_class"]["net"]) == [1, 1, 1]
 
@@ -567,7 +567,7 @@ def test_arrays_have_the_names_that_data_sets_give_them(tmp_path, names):
 
 @pytest.mark.parametrize("labels, line", [
     (CLASSES + 0.5, "whole numbers"), (CLASSES - 1, "-1"), (CLASSES + 1, "labels up to 3"),
-    (np.full(18, np.nan), "whole numbers"), (np.repeat(["a", "b", "c"], 6), "no numbers"),
+    (np.full(18, np.nan), "whole numbers"), (np.repeat(["a", "b", "c"], 6), "numbers are needed"),
     (np.arange(3), "3 given for 18 images"), (np.eye(3)[CLASSES], "(18, 3)"),
 ])  # fmt: skip
 def test_labels_are_whole_numbers_from_0_one_per_image(bright, labels, line):
@@ -627,7 +627,7 @@ def cut(path):
     ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
     ("list.pt", lambda path: torch.save([torch.zeros(2)] * 3, path), "holds list"),
     ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
-    ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "no numbers"),
+    ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "numbers are needed"),
     ("halves.npz", lambda path: np.savez(path, images=np.zeros((2, 8, 8, 3), ">u2")), "uint8"),
     ("objects.npz", lambda path: np.savez(path, images=np.array(["a", None])), "Python objects"),
     ("sparse.pt", lambda path: torch.save({"images": torch.zeros(2, 8, 8, 3).to_sparse()}, path), "plain"),
@@ -809,7 +809,7 @@ def test_output_that_cant_be_encoded_or_written_is_no_traceback(in_folder, monke
     reading, writing = os.pipe()
     os.close(reading)
     with Path("/dev/full").open("w") as full, os.fdopen(writing, "w") as closed:
-        for stream, lines in ((full, ["relusym: what was measured can't be shown"]), (closed, [])):
+        for stream, lines in ((full, ["relusym: the results can't be printed"]), (closed, [])):
             monkeypatch.setattr("sys.stdout", stream)
             try:
                 assert main(f"report bright.py:net {SHORT} {more}".split()) == 1
@@ -857,7 +857,7 @@ def test_every_error_that_can_be_known_is_reported_before_images_are_read(bright
     assert main(["merge", "bright.py:net", "nan.pt", "random", *on, "--out", "m.safetensors"]) == 1
     assert re.search(r"nan\.pt.*4\.bias", capsys.readouterr().err)
     merging = ["merge", "bright.py:net", "random", "random", *on, "--out", "m.safetensors"]
-    assert main(merging) == 1 and "has the same ones" in capsys.readouterr().err
+    assert main(merging) == 1 and "has the same weights" in capsys.readouterr().err
     assert main(["exact", "bright.py:net", *on, "--train-images", "none"]) == 1
     assert "--train-images: there is no none" in capsys.readouterr().err
     on = on[:2]
@@ -867,7 +867,7 @@ def test_every_error_that_can_be_known_is_reported_before_images_are_read(bright
 def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
     class_folders("two", "ab")
     _, numbers, _ = bright("--images", "two", "--labels", "folder")
-    assert "tells 3 classes apart, and there are 2 class folders" in numbers["notes"][0]
+    assert "the net has 3 classes, and there are 2 class folders" in numbers["notes"][0]
     class_folders("four", "abc"), Path("images/a").rename("four/d")
     refusal(*bright("--images", "four", "--labels", "folder"), "labels up to 3, but the net has 3 classes")
 
@@ -889,7 +889,7 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
     again = f"merge small.py:plain m.safetensors p.safetensors {on} --out n.safetensors --which halfway"
     assert main(again.split()) == 0
     printed = capsys.readouterr()
-    assert "m.safetensors is repaired of random and random" in printed.err
+    assert "m.safetensors is the repaired net of a merge of random and random" in printed.err
     foreign = {"relusym": json.dumps({"relusym": "1", "which": "halfway", "of": 3})}
     save_file(permuted, "foreign.safetensors", metadata=foreign)
     assert main(again.replace("p.safe", "foreign.safe").split()) == 0
@@ -1025,7 +1025,7 @@ def test_a_net_of_an_unreachable_hub_is_refused_within_seconds(monkeypatch, tmp_
     (tmp_path / "timm.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm", raising=False)
-    line = f"timm's resnet10t can't be had ({hub} can't be reached: "
+    line = f"timm's resnet10t can't be loaded ({hub} can't be reached: "
     refused(lambda: build("timm:resnet10t", None, 0), line, "give --weights FILE, or --weights random")
     assert os.environ.pop("HF_HUB_OFFLINE") == "1" and sys.modules.pop("timm").__file__.startswith(
         str(tmp_path)
@@ -1060,7 +1060,7 @@ def test_a_folder_of_hugging_faces_is_read_without_a_network(tmp_path):
     assert preset == Preset([0.5] * 3, [0.25] * 3, Sizing(32, 32, "bicubic"))
     other = build(f"hf:{tmp_path}", "random", 1)[0]
     assert not torch.allclose(logits_of(other(x)), made(x).logits, atol=1e-2)
-    refused(lambda: build(f"hf:{tmp_path / 'none'}", None, 0), match="can't be had")
+    refused(lambda: build(f"hf:{tmp_path / 'none'}", None, 0), match="can't be loaded")
 
 
 def broken(folder):
@@ -1100,10 +1100,10 @@ REFUSED = {
     "no images": ((NET,), {"images": "empty"}, "holds no images"),
     "nowhere": ((NET,), {"images": "nowhere"}, "there is no"),
     "no image": ((NET,), {"images": "damaged"}, "x.jpg can't be read"),
-    "no classes": ((NET, "--labels", "folder"), {"images": "flat"}, "one folder a class"),
+    "no classes": ((NET, "--labels", "folder"), {"images": "flat"}, "one folder per class"),
     "other file": ((NET,), {"images": "my_nets.py"}, "allowed is a folder"),
-    "labels": ((NET, "--labels", "{}/none.txt"), {}, "one number an image"),
-    "metric": ((NET, "--metric", "{}/my_nets.py:whole"), {}, "one number an image"),
+    "labels": ((NET, "--labels", "{}/none.txt"), {}, "one number per image"),
+    "metric": ((NET, "--metric", "{}/my_nets.py:whole"), {}, "one number per image"),
     "no metric": ((NET, "--metric", "f1"), {}, "file.py:fn"),
 }
 

@@ -256,7 +256,7 @@ LINES = [  # where, changes, and how the line begins; a leading colon stands for
     ("run", {"models.cnn_inv.training": {"invariance_from": 0.9, "epochs": 4, "warmup_epochs": 1}},
      "models.cnn_inv.training.invariance_from: 0.9 given; .* never be on in 4 epochs; allowed is at most 0.75"),
     ("paper", {"models.torchvision_old_inv.training.processes": 3},
-     "models.torchvision_old_inv.training.batch_size: 256 can't be shared evenly by 3 processes"),
+     "models.torchvision_old_inv.training.batch_size: 256 can't be split evenly among 3 processes"),
     ("run", {"models.cnn.image_size": 16}, ": 16 given; vgg11 takes 32 to 63 pixels"),
     ("paper", {"models.dino.data.resize": 200}, ": 200 given; a crop of 224 pixels"),
     # seeds

@@ -429,7 +429,7 @@ def test_a_net_that_is_no_gcnn_and_a_quarter_turn_are_refused():
     with pytest.raises(UserError, match="the folded net differs from the net"):
         folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0)
     refused(lambda: folded(net, QUARTER_TURN, net.groups, permutations), match="of order 4")
-    refused(lambda: exact(net.net, [torch.randn(4, 3, 32, 32)], symmetry=QUARTER_TURN), match="made of flips")
+    refused(lambda: exact(net.net, [torch.randn(4, 3, 32, 32)], symmetry=QUARTER_TURN), match="needs a flip")
 
 
 @pytest.mark.slow(seconds=12)
@@ -530,7 +530,7 @@ TRAIN = "--train-images {}/train.safetensors"
 @pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("arguments, line", [
     ("--fine-tune 1", "--train-images: --fine-tune needs images to train on"),
-    ("--symmetry quarter_turn", "an exact GCNN is made of flips"),
+    ("--symmetry quarter_turn", "an exact GCNN needs a flip"),
     ("--fine-tune 1 --train-images nowhere", "images: there is no nowhere"),
     (f"--fine-tune 9 --learning-rate 900 {TRAIN}", "diverges at a learning rate"),
     (f"--fine-tune 1 --learning-rate -1 {TRAIN}", "--learning-rate: -1"),

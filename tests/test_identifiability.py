@@ -149,7 +149,7 @@ def test_signs_and_scales_are_refused_where_the_activation_has_none(images, matc
 
 
 def test_matching_with_factors_is_refused_where_factors_would_be_lost(images):
-    with pytest.raises(UserError, match="matching signed_activation: not of reports"):
+    with pytest.raises(UserError, match="matching signed_activation: not for reports"):
         report(a_net("tanh"), images, matching="signed_activation")
     line = "merging.matching: 'signed_activation' given; allowed is one of activation, weight"
     refused(lambda: settings_of(scale="demo", merging={"matching": "signed_activation"}), match=line)

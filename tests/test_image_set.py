@@ -102,9 +102,9 @@ DAMAGES = {
     "pipe": (with_a_pipe, r"2\.png can't be read \(.*Not a file.*\): replace or remove it"),
     "truncated": (with_bytes(lambda whole: whole[:90]), r"2\.png can't be read"),
     "16 bits": (with_image("train/dog/2.png", lambda: Image.new("I;16", (8, 8), 40_000)),
-     r"dog/2\.png has more than 8 bits a channel \(mode I;16"),
+     r"dog/2\.png has more than 8 bits per channel \(mode I;16"),
     "32 bits": (with_image("train/dog/2.tif", lambda: Image.new("F", (8, 8), 0.5)),
-     r"dog/2\.tif has more than 8 bits a channel \(mode F"),
+     r"dog/2\.tif has more than 8 bits per channel \(mode F"),
     "bomb": (with_image("train/dog/2.png", lambda: Image.new("1", (20_000, 20_000))),
      r"dog/2\.png can't be read \(.*decompression bomb.*\): replace or remove it"),
     "other size": (with_image("test/cat/1.png", lambda: Image.new("RGB", (9, 8))),
@@ -131,7 +131,7 @@ def test_skipped_and_converted_files_of_a_folder_of_images_are_listed(tmp_path):
     train, test = tmp_path / "train", tmp_path / "test"
     first, *converted, last = lines
     files = f"{train / 'Thumbs.db'}, {train / 'cat' / 'notes.txt'}"
-    assert first == f"passed over, since they are no images: {files}"
+    assert first == f"skipped, since they aren't images: {files}"
     modes = [(split, mode) for split in (train, test) for mode in ("L", "RGBA")]
     assert converted == [f"{split}: 1 images of mode {mode} were converted to RGB" for split, mode in modes]
     assert last == f"{tmp_path}: images of 40×40 pixels are kept as they are; image_size scales them"

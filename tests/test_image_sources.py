@@ -84,7 +84,7 @@ def test_normalisation_is_never_assumed():
 
 
 @pytest.mark.parametrize("function, line", [
-    (lambda pixels: None, "makes NoneType"), (lambda pixels: pixels.float(), "(1, 32, 32, 3) of an image"),
+    (lambda pixels: None, "returns NoneType"), (lambda pixels: pixels.float(), "(1, 32, 32, 3) for an image"),
     (lambda pixels: normalise(pixels).double(), "float64"), (lambda pixels: normalise(pixels) / 0, "finite"),
     (lambda pixels: normalise(pixels) + torch.rand(()), "is random"),
     (lambda pixels: normalise(pixels) / pixels.float().std(), "depends on other images"),
@@ -109,7 +109,7 @@ def test_numpy_pixels_are_read_as_tensors_are():
     ([{"pictures": 1}], "a batch is dict"), ([[X, X.flip(-1), LABELS]], "a batch is list"),
     ([X, X * torch.nan], "batch 2 holds values that aren't finite"), ([X, X[:0]], "a batch holds none"),
     ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"), ([X.to_sparse()], "sparse"),
-    ([X.to("meta")], "without values"), ([X.numpy().astype(object)], "no numbers"),
+    ([X.to("meta")], "without values"), ([X.numpy().astype(object)], "numbers are needed"),
     ("photos", "str given"), (7, "int given"),
 ])  # fmt: skip
 def test_batches_of_another_form_are_refused(given, line):

@@ -157,11 +157,11 @@ def batch_statistics():
 @pytest.mark.parametrize(
     ("net", "line"),
     [
-        (lambda: Body(F.dropout), "random in evaluation mode"),
-        (lambda: Body(lambda x: x + 0.1 * torch.randn_like(x)), "random in evaluation mode"),
-        (lambda: Body(lambda x: x - x.mean(0)), "logits depend on the others of its batch"),
+        (lambda: Body(F.dropout), "random even in evaluation mode"),
+        (lambda: Body(lambda x: x + 0.1 * torch.randn_like(x)), "random even in evaluation mode"),
+        (lambda: Body(lambda x: x - x.mean(0)), "logits depend on the other images of its batch"),
         (lambda: nn.Sequential(nn.ReLU(inplace=True), *conv_net()), "changes the images that it reads"),
-        (batch_statistics, "logits depend on the others of its batch"),
+        (batch_statistics, "logits depend on the other images of its batch"),
         (Counts, "seen changes whenever the net runs"),
         (Int8, "scale is torch.int8"),
         (float8, "0.weight is torch.float8_e4m3fn"),

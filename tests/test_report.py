@@ -33,7 +33,7 @@ def test_a_net_that_doesnt_distinguish_images_gets_no_verdict():
     with torch.no_grad():
         net[-1].weight *= 2e6
         net[-1].bias[3] += 20
-    assert "it answers 3 to all 60 of them" in report(net, images, LABELS, partial_images=0).notes[0]
+    assert "it predicts class 3 for all 60 of them" in report(net, images, LABELS, partial_images=0).notes[0]
     with torch.no_grad():
         net[-1].bias[3] -= 20
         net[-1].bias -= net(normalise(PIXELS)).mean(0)
@@ -64,7 +64,7 @@ def test_baselines_and_classes_are_as_documented():
 
 
 @pytest.mark.parametrize("labels, line", [
-    (LABELS[:-1], "59 given for 60 images"), (LABELS + 0.5, "aren't whole numbers from 0"),
+    (LABELS[:-1], "59 given for 60 images"), (LABELS + 0.5, "0.5 given; allowed are whole numbers from 0"),
     (LABELS + 5, "labels up to 14"), (torch.tensor(3), "shape ()"),
 ])  # fmt: skip
 def test_labels_of_another_kind_are_refused(labels, line):
@@ -111,8 +111,8 @@ def test_the_barrier_of_a_loss_is_its_rise():
 
 
 @pytest.mark.parametrize("metric, line", [
-    (lambda logits, labels: logits.mean(), "one number an image"),
-    (lambda logits, labels: 0.5, "gives float"), (lambda logits, labels: logits[:, 99], "fails on logits"),
+    (lambda logits, labels: logits.mean(), "one number per image"),
+    (lambda logits, labels: 0.5, "returns float"), (lambda logits, labels: logits[:, 99], "fails on logits"),
     (lambda logits, labels: {}["key"], "KeyError: 'key' (test_report.py, line"),
 ])  # fmt: skip
 def test_a_metric_that_isnt_one_number_per_image_is_refused(metric, line):

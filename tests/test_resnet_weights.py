@@ -264,7 +264,7 @@ def test_a_download_is_kept_only_if_it_has_the_hash_in_its_address(server, tmp_p
         fetch(f"{url}/a.pth#sha256={wrong}", tmp_path / "kept")
     for fragment in ("sha265=" + right, "sha256=" + right[:-1], "v1"):
         address = partial(fetch, f"{url}/a.pth#{fragment}", tmp_path / "kept")
-        refused(address, match="behind # belongs sha256= and its 64 hexadecimal digits")
+        refused(address, match="after # must come sha256= and 64 hexadecimal digits")
 
 
 @pytest.mark.parametrize("address", [
@@ -275,7 +275,7 @@ def test_an_address_leads_to_no_file_outside_the_folder_of_downloads(server, tmp
     (folder / "mine.pth").write_text("no checkpoint")  # a failed download is unlinked
     mine = tmp_path / "mine.pth"
     mine.write_text("mine")
-    with pytest.raises(UserError, match=r"\. and \.\. can be no part of an address"):
+    with pytest.raises(UserError, match=r"\. and \.\. can't be parts of an address"):
         fetch(address.format(url=url), tmp_path / "data" / "weights")
     assert mine.read_text() == "mine" and not (tmp_path / "data").exists()
 
@@ -307,7 +307,7 @@ def test_a_download_that_ends_early_is_refused_and_fetched_again(server, tmp_pat
     folder, url = server
     torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
     (folder / "cut").touch()
-    refused(lambda: fetch(f"{url}/a.pth", tmp_path / "kept"), match=r"a\.pth.* bytes came: run again")
+    refused(lambda: fetch(f"{url}/a.pth", tmp_path / "kept"), match=r"a\.pth.* bytes arrived: run again")
     assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
     (folder / "cut").unlink()
     assert sha256(fetch(f"{url}/a.pth", tmp_path / "kept")) == sha256(folder / "a.pth")

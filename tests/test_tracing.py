@@ -423,7 +423,9 @@ def test_an_incomplete_handler_is_named_even_if_the_weights_hide_the_fault():
     net = small(nn.Conv2d(3, 8, 3), Gain())
     wrong = Handlers()
     wrong.handler(Gain)(lambda call, x: x)
-    with pytest.raises(UserError, match=r"Sequential: permuting its channels changes .* first at layer 1, whose "):
+    with pytest.raises(
+        UserError, match=r"Sequential: permuting its channels changes .* first at layer 1, whose "
+    ):
         channel_groups(net, handlers=wrong)
     assert [group.size for group in channel_groups(net)] == [8]
 

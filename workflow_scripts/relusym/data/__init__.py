@@ -15,7 +15,7 @@ SymmetryName = Annotated[str, among(SYMMETRIES)]
 
 
 class Generated(Section):
-    """Images drawn on the spot."""
+    """Generated images."""
 
     train_images: Count
     test_images: Count
@@ -45,7 +45,7 @@ class Folder(Section):
 
 
 class ImageNet(Section):
-    """ImageNet's tree, <root>/<split>/<wnid>/<image>: a choice of training images, and all to validate on."""
+    """ImageNet's tree, <root>/<split>/<wnid>/<image>: a choice of training images, and all validation images."""
 
     root: Text
     train: Text = "train"
@@ -69,19 +69,19 @@ DATA_SETS = {
 
 
 def check(spec: dict[str, Any], key: str = "data") -> None:
-    """Check a data set's kind and options, which stand at `key` of the config, without importing torch."""
+    """Check a data set's kind and options, at `key` in the config, without importing torch."""
     choose(DATA_SETS, "kind", spec, key)
 
 
 def prepare(spec: dict[str, Any], to: Path, workers: int = 0, key: str = "data") -> list[str]:
-    """Write a data set's prepared file, which `image_set.load` reads; a line on each thing passed over or converted.
+    """Write a data set's prepared file, for `image_set.load`; returns a line on each thing skipped or converted.
 
-    UserError if the images aren't there, or something is wrong with them.
+    UserError if the images are missing, or something is wrong with them.
 
     Args:
         spec: the kind and its options.
-        workers: processes that decode images, where there are many.
-        key: where they stand in the config.
+        workers: processes that decode images, if there are many.
+        key: their place in the config.
     """
     data_set, options = choose(DATA_SETS, "kind", spec, key)
     return data_set.load()(to, workers=workers, key=key, **options.model_dump()) or []
@@ -120,12 +120,12 @@ def known_extent(spec: dict[str, Any]) -> Extent | None:
 def extent_of(spec: dict[str, Any], prepared: Path) -> Extent | None:
     """The extent of a data set, if it is known: from the prepared file's header, or from its folder.
 
-    None for ImageNet, whose prepared file has a choice of the training images alone. UserError if it is truncated or
-    foreign.
+    None for ImageNet, whose prepared file has a choice of the training images alone. UserError if the file is truncated
+    or foreign.
 
     Args:
         spec: as in `data.prepare`.
-        prepared: the file, which needn't be there.
+        prepared: the file, which needn't exist.
     """
     if known := known_extent(spec):
         return known
@@ -146,7 +146,7 @@ def _of_folder(split: Path) -> Extent | None:
         open_file(first := min(files)).close()
         with Image.open(first) as image:
             return Extent(len(files), image.size[::-1])
-    # none, or none that can be read: preparing them names which
+    # no images, or an unreadable one: preparing them names it
     except (ValueError, OSError, Image.DecompressionBombError):
         return None
 

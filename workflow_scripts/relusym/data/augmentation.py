@@ -28,7 +28,7 @@ def normalise(
 
 
 @lru_cache
-@torch.inference_mode(False)  # whoever asks first, all may use them
+@torch.inference_mode(False)  # so that later calls outside of inference mode can use them
 def on_device(numbers: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
     """Constants in float32, copied once: a copy for each batch would make the CPU wait until a GPU is idle."""
     return torch.tensor(numbers, dtype=torch.float32, device=device)
@@ -42,7 +42,7 @@ def normalise_imagenet(images: Tensor) -> Tensor:
 def shuffled(
     count: int, batch_size: int, random: torch.Generator, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, ...]:
-    """Indices of `count` images once in random order, int64 (batch_size,) a step; what is left over is dropped."""
+    """Indices of `count` images in random order, int64 (batch_size,) per step; an incomplete batch is dropped."""
     order = torch.randperm(count, generator=random, device=random.device).to(device)
     return order[: count // batch_size * batch_size].split(batch_size)
 
@@ -53,14 +53,14 @@ def random_powers(uniform: Tensor, order: int) -> Tensor:
 
 
 class Augmented:
-    """Images with a random crop after zero padding and a random power of τ, drawn for every image on its own.
+    """Images with a random crop after zero padding and a random power of τ, drawn separately for each image.
 
     UserError if τ doesn't keep the images' shape.
 
     Args:
         images: uint8 (N, H, W, C), on the device that will train; kept padded, (N, H + 2p, W + 2p, C).
         padding: p, pixels on each side; 0 leaves the crop out.
-        symmetry: whose powers are as likely as one another; None leaves them out.
+        symmetry: all of its powers are equally likely; None leaves them out.
         normalise: how pixels become a net's input.
     """
 
@@ -75,7 +75,7 @@ class Augmented:
         self.pixels = padded.flatten(0, 2)
         rows, columns = (torch.arange(size, device=images.device) for size in (self.height, self.width))
         grid = rows[:, None] * self.stride + columns
-        # (order, H·W): where the pixels of τᵏ of a crop lie, from its first pixel on
+        # (order, H·W): places of the pixels of τᵏ of a crop, counted from its first pixel
         self.places = (symmetry.powers(grid) if symmetry else grid[None]).flatten(1)
 
     def batch(self, index: Tensor, random: torch.Generator) -> Tensor:
@@ -103,7 +103,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class RandomPower(nn.Module):
-    """A random power of a symmetry's generator, of an image (3, H, H) of torchvision's transforms."""
+    """A random power of a symmetry's generator on an image (3, H, H), as a transform like torchvision's."""
 
     def __init__(self, symmetry: Symmetry):
         super().__init__()
@@ -152,9 +152,9 @@ def random_crops(
 ) -> Tensor:
     """A random resized crop and random power of τ of each of uint8 images (B, H, W, 3); float32 (B, H, W, 3) in 0..255.
 
-    torchvision's transforms draw once for a whole batch, and one by one they are slower than small nets train; these
-    draw for every image on its own. `area`: range of the crop's share of the image. `symmetry`: its generator is τ;
-    None: none.
+    torchvision's transforms draw once for a whole batch, and image by image they are slower than the training of small
+    nets; these draw separately for each image. `area`: range of the crop's share of the image. `symmetry`: with the
+    generator τ; None: none.
     """
     uniform, (count, height, width) = partial(_uniform, images, generator), images.shape[:3]
     share, ratio = uniform(*area), torch.exp(uniform(*torch.tensor(CROP_RATIO).log().tolist()))

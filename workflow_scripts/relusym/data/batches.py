@@ -1,4 +1,4 @@
-"""Where a training gets its batches: small images kept on the device, or ImageNet's files."""
+"""A training's batches, of small images kept on the device or of ImageNet's files."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -30,11 +30,11 @@ Batch = tuple[tuple[Tensor, ...], Tensor]
 
 
 class TrainingBatches(Protocol):
-    """Where a training gets its batches, of `batch_size` images of all processes together, `steps` an epoch.
+    """A training's batches, of `batch_size` images over all processes, `steps` per epoch.
 
-    Every process draws whole batches and takes its own share of each, so that any number of processes train on the same
-    images in the same order. What is drawn depends on the seed, the name and the epoch alone. A last incomplete batch
-    is dropped. `classes`: how many there are.
+    Every process draws whole batches and takes its share of each, so that any number of processes train on the same
+    images in the same order. What is drawn depends only on the seed, the name and the epoch. A last incomplete batch
+    is dropped. `classes`: the number of classes.
     """
 
     batch_size: int
@@ -42,7 +42,7 @@ class TrainingBatches(Protocol):
     classes: int
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """This process's share of the batches of an epoch, counted from 0, after the first `start` ones."""
+        """This process's share of the batches of an epoch, counted from 0, without the first `start` batches."""
         ...
 
 
@@ -53,16 +53,16 @@ def _steps(count: int, batch_size: int) -> int:
 
 
 class ImagesOnDevice:
-    """TrainingBatches of uint8 images that live on the device.
+    """TrainingBatches of uint8 images kept on the device.
 
     UserError if a batch is larger than the set, or the symmetry doesn't keep the images' shape.
 
     Args:
-        images, labels, classes: uint8 (N, H, W, 3) and int64 (N,); how many classes there are.
-        views: 1, a crop after zero padding of `crop_padding` pixels, or 2 random views as SimSiam's.
-        symmetry: of which each image gets a random power; None for none.
+        images, labels, classes: uint8 (N, H, W, 3) and int64 (N,); the number of classes.
+        views: 1, a crop after zero padding of `crop_padding` pixels, or 2 random views as in SimSiam.
+        symmetry: a random power of it moves each image; None: none.
         normalise: how pixels become a net's input.
-        rank, processes: this process, from 0, and how many share each batch.
+        rank, processes: this process's number, from 0, and how many share each batch.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ImagesOnDevice:
         self.share = slice(rank, None, processes)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """As in `TrainingBatches`; the first batches are drawn, too, for the random numbers after them."""
+        """As in `TrainingBatches`; the first batches are drawn, too, so that the next ones don't depend on `start`."""
         random = generator(self.seed, self.name, "epoch", number)
         order = shuffled(len(self.images), self.batch_size, random, self.images.device)
         return islice((self._batch(index, random) for index in order), start, None)
@@ -109,8 +109,8 @@ class ImageFiles:
     UserError if the folder is missing or has no images, or fewer than a batch.
 
     Args:
-        root, size: the folder with one folder a class; of the images, in pixels.
-        views: 1, torchvision's random resized crop, or 2 random views as SimSiam's.
+        root, size: the folder with one folder per class; the images' side in pixels.
+        views: 1, torchvision's random resized crop, or 2 random views as in SimSiam.
         symmetry, normalise, rank, processes: as in `ImagesOnDevice`.
         workers: worker processes of each training process.
     """
@@ -143,7 +143,7 @@ class ImageFiles:
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
-            generator=torch.Generator(),  # or it would draw from the global one
+            generator=torch.Generator(),  # else it draws from the global one
         )
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
@@ -157,7 +157,7 @@ class ImageFiles:
 
 
 class _Order(Sampler):
-    """Which images, of which epoch, one process reads at each step."""
+    """The images, with their epoch, that one process reads at each step."""
 
     def __init__(self, count: int, batch_size: int, seed: int, name: str, share: slice):
         self.count, self.batch_size, self.seed, self.name, self.share = count, batch_size, seed, name, share
@@ -170,7 +170,7 @@ class _Order(Sampler):
 
 
 class _Drawn(Dataset):
-    """Images whose random views depend on seed, epoch and image alone, whichever process or worker reads them."""
+    """Images whose random views depend only on seed, epoch and image, whichever process or worker reads them."""
 
     def __init__(self, folder: Dataset, seed: int, name: str):
         self.folder, self.seed, self.name = folder, seed, name
@@ -192,7 +192,7 @@ def to_device(view: Tensor, device: torch.device, normalise: Normalise) -> Tenso
 
 
 class Views:
-    """A transform that gives so many random views of an image."""
+    """A transform that returns `count` random views of an image."""
 
     def __init__(self, transform: nn.Module | Callable, count: int):
         self.transform, self.count = transform, count

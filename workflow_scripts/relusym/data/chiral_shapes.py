@@ -1,9 +1,9 @@
 """The demo's images: ten kinds of shape, some chiral, whose distribution is exactly invariant to a symmetry.
 
 The paper's data, CIFAR10 and ImageNet, show objects whose mirror images are as likely as themselves. Here this holds
-by construction: mirroring each image with probability ½ is the last step. Chiral shapes so occur in both
-orientations, and a net must learn each of them twice or an equivalent of both at once. Another symmetry than the
-horizontal flip can take its place, or none: then the shapes stand upright, and no flip or turn leaves the distribution.
+by construction: the last step mirrors each image with probability ½. So chiral shapes occur in both orientations, and a
+net must learn each of them twice, or something equivalent for both at once. Another symmetry can replace the horizontal
+flip, or none: then the shapes stand upright, and no flip or turn preserves the distribution.
 """
 
 import math
@@ -36,8 +36,8 @@ SHAPES = {
     "outline": "####.... #..#.... #..#.... #..#.... #..#.... #..##### #......# ########",
 }
 CLASSES = tuple(SHAPES)
-# Mean colour of the ground and of the shape for each pair of kinds. Grounds are coarse cues that a net finds in its
-# first epoch; shapes stand out in all three channels, so that narrow nets find these, too, in a few epochs more.
+# Mean colours of background and shape for each pair of kinds. Backgrounds are coarse cues that a net learns in its
+# first epoch; shapes stand out in all three channels, so that narrow nets learn these, too, in a few more epochs.
 GROUND = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.1, 0.1], [0.1, 1.0, 0.1], [0.1, 0.1, 1.0]])
 INK = torch.tensor([[0.3, 0.3, 0.3], [0.7, 0.7, 0.7], [0.3, 0.6, 0.6], [0.6, 0.3, 0.6], [0.6, 0.6, 0.3]])
 
@@ -52,8 +52,7 @@ class Scenes:
             (radians).
         colour, ground: (N, 1 + clutter, 3) of these, and (N, 3, 4, 4) of a coarse background, about 0..1.
         noise: (N, 3, 32, 32), added to the image.
-        power: (N,) int64, of the symmetry's generator, that the image is moved by; all as likely, independent of all
-            else.
+        power: (N,) int64, of the symmetry's generator, which moves the image; uniform and independent of all else.
     """
 
     template: Tensor
@@ -100,7 +99,7 @@ def draw(
 def render(scenes: Scenes, symmetry: Symmetry | None = HORIZONTAL_FLIP) -> Tensor:
     """The images of `scenes`, which were drawn for this symmetry, uint8 (N, 32, 32, 3)."""
     image = interpolate(scenes.ground, SIZE, mode="bilinear", align_corners=True)
-    for piece in reversed(range(scenes.place.shape[1])):  # the shape itself lies on top of the clutter
+    for piece in reversed(range(scenes.place.shape[1])):  # the shape lies on top of the clutter
         x, y, size, angle = scenes.place[:, piece].unbind(1)
         cos, sin = angle.cos() / size, angle.sin() / size
         inverse = torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], 1).view(-1, 2, 3)
@@ -118,7 +117,7 @@ def render(scenes: Scenes, symmetry: Symmetry | None = HORIZONTAL_FLIP) -> Tenso
 def generate(
     train: int, test: int, seed: int, symmetry: Symmetry | None = HORIZONTAL_FLIP
 ) -> tuple[ImageSet, ImageSet]:
-    """Two sets of as many of each class as can be, the same bytes from the same seed, invariant to `symmetry`."""
+    """Training and test set with balanced classes, the same bytes from the same seed, invariant to `symmetry`."""
     return _split("train", train, seed, symmetry), _split("test", test, seed, symmetry)
 
 

@@ -1,4 +1,4 @@
-"""Images from elsewhere: CIFAR10's official files, and folders with one folder a class."""
+"""Images from files: CIFAR10's official ones, and folders with one folder per class."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from relusym.whole_files import open_file, write_whole
 
 
 def prepare(to: Path, *, root: str, train: str, test: str, workers: int, key: str) -> list[str]:
-    """Write the images of a folder; see `read`. Returns a line on each thing that was passed over or converted."""
+    """Write the images of a folder; see `read`. Returns a line on each thing skipped or converted."""
     notes: list[str] = []
     save(to, *read(root, train, test, key, notes))
     return notes
@@ -37,7 +37,7 @@ def prepare(to: Path, *, root: str, train: str, test: str, workers: int, key: st
 def prepare_torchvision(to: Path, *, root: str, download: bool, workers: int, key: str) -> None:
     """Write CIFAR10 as torchvision downloads it to `root` on first use: the Python version, each file's MD5 checked.
 
-    UserError if it isn't there and can't be downloaded, or is damaged.
+    UserError if it is missing or damaged and can't be downloaded.
     """
     from torchvision.datasets import CIFAR10 as Official  # here, since it doubles the start-up of every job
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
@@ -54,14 +54,15 @@ def prepare_torchvision(to: Path, *, root: str, download: bool, workers: int, ke
             )
     except (RuntimeError, OSError, EOFError) as error:
         raise UserError(
-            f"CIFAR10 can't be had from {root} ({error}): download it there and set {key}.root, set {key}.source to "
-            "binary or python and root to the official archive, or set it to folder and root to a tree of images"
+            f"CIFAR10 isn't available in {root} ({error}): set {key}.root to a folder that has it; or set "
+            f"{key}.source to binary or python, and {key}.root to the official archive; or {key}.source "
+            f"to folder, and {key}.root to a tree of images"
         ) from error
     _save_official(to, folder, "python")
 
 
 def prepare_official(source: str, to: Path, *, root: str, workers: int, key: str) -> None:
-    """Write CIFAR10 from its official binary or Python version, as `cifar10.find` and `cifar10.read` have it."""
+    """Write CIFAR10 from its official binary or Python version, as `cifar10.find` and `cifar10.read` do."""
     _save_official(to, cifar10.find(root, source, key), source)
 
 
@@ -82,10 +83,10 @@ def read(
 ) -> tuple[ImageSet, ImageSet]:
     """Images in ImageFolder layout, <root>/<split>/<class>/<image>; classes and images in the order of their names.
 
-    CIFAR10's own images are brought to the official order, if the numbers in their names are that order. `key` is where
-    root, train and test stand in the config; `notes` gets a line on files that are no images, on images that weren't
-    RGB, and on sizes other than CIFAR10's. UserError if a folder is missing or empty, the splits have other classes, an
-    image is unreadable, of more than 8 bits a channel or of another size than the first; each named.
+    CIFAR10's images are brought to the official order, if the numbers in their names are that order. `key`: the place
+    of root, train and test in the config. `notes` gets a line on files that aren't images, on images that weren't RGB,
+    and on sizes other than CIFAR10's. UserError, with its name, if a folder is missing or empty, the splits' classes
+    differ, or an image is unreadable, has more than 8 bits per channel or another size than the first.
     """
     notes = [] if notes is None else notes
     root = Path(root)
@@ -117,7 +118,7 @@ def _classes(split: Path, key: str) -> list[str]:
         )
     names = sorted(folder.name for folder in split.iterdir() if folder.is_dir())
     if not names:
-        raise UserError(f"data folder {split} is empty: it should hold one folder a class")
+        raise UserError(f"data folder {split} is empty: it should hold one folder per class")
     return names
 
 
@@ -133,7 +134,7 @@ def _read(split: Path, classes: Iterable[str], notes: list[str]) -> ImageSet:
         files += images
         labels += [label] * len(images)
     if others:
-        notes.append(f"passed over, since they are no images: {', '.join(map(str, sorted(others)))}")
+        notes.append(f"skipped, since they aren't images: {', '.join(map(str, sorted(others)))}")
     # in one thread: with images this small, several only wait for the interpreter's lock
     modes: Counter[str] = Counter()
     arrays = [np.asarray(open_image(path, modes)) for path in files]
@@ -147,7 +148,7 @@ def _read(split: Path, classes: Iterable[str], notes: list[str]) -> ImageSet:
 
 
 def _in_official_order(images: ImageSet, files: list[Path]) -> ImageSet:
-    """CIFAR10's images by the first number in their names, if that is the official order; others as they are."""
+    """CIFAR10's images by the first number in their names, if that is the official order; others unchanged."""
     numbers = [re.search(r"\d+", path.stem) for path in files]
     if images.classes != cifar10.CLASSES or None in numbers:
         return images
@@ -157,13 +158,13 @@ def _in_official_order(images: ImageSet, files: list[Path]) -> ImageSet:
 
 
 def open_image(path: str | Path, modes: Counter[str] | None = None) -> Image.Image:
-    """An image file as RGB; `modes` counts what was converted. UserError if it can't be read, or has over 8 bits."""
+    """An image file as RGB; `modes` counts the modes converted. UserError if unreadable, or of more than 8 bits."""
     try:
         open_file(path).close()  # a pipe would keep Pillow waiting
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip them, to white
                 raise UserError(
-                    f"image {path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits"
+                    f"image {path} has more than 8 bits per channel (mode {image.mode}): convert it to 8 bits"
                 )
             if modes is not None and image.mode != "RGB":
                 modes[image.mode] += 1
@@ -173,7 +174,7 @@ def open_image(path: str | Path, modes: Counter[str] | None = None) -> Image.Ima
 
 
 def image_folder(root: Path, transform: Callable, key: str = "imagenet"):
-    """torchvision's ImageFolder, which decodes an image when it is asked for; UserError if it has none."""
+    """torchvision's ImageFolder, which decodes images on access; UserError if it can't be used, or has none."""
     from torchvision.datasets import ImageFolder  # here, since it doubles the start-up of every job
 
     try:
@@ -185,7 +186,7 @@ def image_folder(root: Path, transform: Callable, key: str = "imagenet"):
         ) from error
 
 
-BATCH = 64  # images that a worker decodes before it hands them over
+BATCH = 64  # images that a worker decodes at once
 
 
 def prepare_imagenet(
@@ -204,8 +205,8 @@ def prepare_imagenet(
     """Write a file as `image_set.save` does: a seeded choice of the training images, and all validation images.
 
     Each is resized to `resize` on its shorter side and cropped to `size` × `size` at its centre, as torchvision's
-    presets for evaluation do. The file is written as it grows, and later mapped into memory, not read into it.
-    UserError if a folder is missing, the splits differ in their classes, or there are fewer training images.
+    presets for evaluation do. The file is filled piece by piece, and later mapped into memory rather than read.
+    UserError if a folder is missing, the splits' classes differ, or there are fewer training images.
     """
     from torchvision.transforms import v2  # here, since it doubles the start-up of every job
 
@@ -249,7 +250,7 @@ def _collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 def _in_pieces(
     path: str | Path, layout: dict[str, tuple[str, tuple[int, ...]]], about: dict[str, Any]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Arrays to fill, on disk and not in memory, that become a file like `checkpoint.save`'s at the end.
+    """Arrays to fill, on disk rather than in memory, that become a file like `checkpoint.save`'s at the end.
 
     `layout`: name → type ("uint8" or "int64") and shape; int64 ones first, so that all are aligned. `about`: as in
     `checkpoint.save`; may change until the end, but not in length.

@@ -22,7 +22,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split: images uint8 (N, H, W, 3), labels int64 (N,), the classes' names, what records call the data."""
+    """One split: images uint8 (N, H, W, 3), labels int64 (N,), the classes' names, the data's name in records."""
 
     images: Tensor
     labels: Tensor
@@ -45,7 +45,7 @@ class SplitHash:
         return self
 
     def hexdigest(self, classes: Iterable[str]) -> str:
-        """Of all that was added."""
+        """The digest of everything added."""
         about = [*classes], [self.count, *self.shape], self.labels.hexdigest(), self.images.hexdigest()
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
@@ -57,7 +57,7 @@ def header(classes: Iterable[str], splits: dict[str, str]) -> dict[str, Any]:
 
 
 def save(path: str | Path, train: ImageSet, test: ImageSet) -> None:
-    """Write both splits to one file, whole or not at all; UserError if a label is of no class, or the disk is full."""
+    """Write both splits to one file, whole or not at all; UserError if a label has no class, or the disk is full."""
     splits = dict(zip(SPLITS, (train, test), strict=True))
     for name, split in splits.items():
         if wrong := _of_no_class(split):
@@ -73,8 +73,8 @@ def load(
 ) -> ImageSet:
     """Read one split, "train" or "test", of what `save` wrote, and check that nothing of it has changed.
 
-    `source`: what records and tables call the data; None: the file's name. UserError if the file is missing, truncated,
-    foreign or changed, or has a label of no class.
+    `source`: the data's name in records and tables; None: the file's. UserError if the file is missing, truncated,
+    foreign or changed, or has a label without a class.
     """
     names = f"{split}_images", f"{split}_labels"
     tensors, about = checkpoint.load(path, "cpu", names)
@@ -123,7 +123,7 @@ def subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
 
 
 def resized(images: ImageSet, size: int) -> ImageSet:
-    """Its images scaled to (N, size, size, 3), bilinearly; the scaled mirror image is the mirrored scaled one."""
+    """Its images scaled bilinearly to (N, size, size, 3); mirroring commutes with the scaling."""
     if images.images.shape[1:3] == (size, size):
         return images
     scaled = [

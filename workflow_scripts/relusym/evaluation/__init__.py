@@ -1,1 +1,1 @@
-"""What is measured of a net: metrics, the invariance error, and the barrier between two."""
+"""Measuring a net: its images, its logits, their metrics and their invariance error."""

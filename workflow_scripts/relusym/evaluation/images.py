@@ -1,4 +1,4 @@
-"""Images as nets read them: the one place of this package where pixels, or others' batches, become a net's input."""
+"""Images as nets read them: the only place in this package where pixels, or users' batches, become a net's input."""
 
 import math
 import warnings
@@ -19,27 +19,27 @@ from relusym.errors import UserError, theirs
 from relusym.randomness import generator
 
 COLOURS = (1, 3)  # channels of an image, grey or RGB
-AT_ONCE = 2**22  # entries of images that are run at once where it isn't a batch that is run
+AT_ONCE = 2**22  # entries of images that `pieces` leaves together
 SEEN = 256  # entries of an image by which it is recognised
 # Keys of batches that are dicts, such as Hugging Face's and its data sets'.
 PIXELS = "pixel_values", "images", "image", "img", "inputs", "input", "x"
 LABELS = "labels", "label", "targets", "target", "y"
-LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) of a net that reads grey images"
+LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) for a net that reads grey images"
 
 
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> Normalise:
-    """How pixels become a net's input: scaled to 0…1, then by each channel's mean and std on that scale.
+    """The map from pixels to a net's input: scaled to 0…1, then by each channel's mean and std on that scale.
 
     Raises:
-        UserError: a standard deviation that isn't positive, another number of means than of standard deviations, or
-            means of grey levels 0…255.
+        UserError: a standard deviation that isn't positive, more or fewer means than standard deviations, or means of
+            grey levels 0…255.
     """
     if np.ndim(mean) != 1 or np.shape(mean) != np.shape(std) or not len(mean):
-        raise UserError(f"mean {mean} and std {std}: one mean and one std a channel are needed")
+        raise UserError(f"mean {mean} and std {std}: one mean and one std per channel are needed")
     if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(mean, std, strict=True)):
-        raise UserError(f"mean {mean} and std {std}: a finite mean and a positive std a channel are needed")
+        raise UserError(f"mean {mean} and std {std}: a finite mean and a positive std per channel are needed")
     if max(mean) > 1:
-        raise UserError(f"mean {mean}: it is of images scaled to 0…1: divide mean and std by 255")
+        raise UserError(f"mean {mean}: images are scaled to 0…1 first: divide mean and std by 255")
     return partial(normalise, mean=[255 * value for value in mean], std=[255 * value for value in std])
 
 
@@ -62,10 +62,10 @@ class ImageSource(ABC):
 
     @abstractmethod
     def pairs(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Normalised batches, float32 (B, C, H, W), and their labels, if they bring some."""
+        """Normalised batches, float32 (B, C, H, W), and their labels, or None."""
 
     def batches(self, device: torch.device, *, even: bool = False) -> Iterator[Tensor]:
-        """Normalised batches on `device`, the last one what is left; `even` ones are of equal size up to one image."""
+        """Normalised batches on `device`, the last one smaller if need be; `even` ones differ by one image at most."""
         pieces = (x for x, _ in self.pairs(device))
         if not even:
             return pieces
@@ -77,9 +77,9 @@ class ImageSource(ABC):
         return next(iter(self.pairs(device)))[0][:count]
 
     def sample(self, count: int, seed: int) -> tuple["ImageSource", Tensor]:
-        """A seeded choice of `count` images, or all if there are fewer, and which they are, int64 (count,), in order.
+        """A seeded choice of `count` images, or all if there are fewer, and their indices, int64 (count,), in order.
 
-        Those of batches from elsewhere are read once and held.
+        Those of users' batches are read once and held in memory.
         """
         if count >= len(self):
             return self, torch.arange(len(self))
@@ -88,7 +88,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def _chosen(self, chosen: Tensor) -> "ImageSource":
-        """Those images alone."""
+        """The images at these indices."""
 
 
 def _regrouped(pieces: Iterator[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:
@@ -106,12 +106,12 @@ class Images(ImageSource):
 
     Attributes:
         pixels: uint8 (N, H, W, 3) or (N, H, W, 1), a tensor on any device or a NumPy array.
-        batch_size: how many a net reads at once; results depend on it by rounding alone.
-        normalise: uint8 (B, H, W, C) → float32 (B, C, H, W), as `normalisation` makes it. It is the net's own:
-            never assumed.
+        batch_size: how many images a net reads at once; it changes results only by rounding.
+        normalise: uint8 (B, H, W, C) → float32 (B, C, H, W), as `normalisation` makes it. It depends on the net,
+            so there is no default.
 
     Raises:
-        UserError: other pixels, none, no `normalise`, or one that fails, draws, or makes something else.
+        UserError: other pixels, or none; no `normalise`, or one that fails, is random, or returns something else.
     """
 
     pixels: Tensor
@@ -124,22 +124,22 @@ class Images(ImageSource):
             raise UserError(f"batch_size: {self.batch_size} given; allowed is a whole number, at least 1")
         if self.normalise is None:
             raise UserError(
-                "Images: it isn't said how pixels become the net's input: give normalise=normalisation(mean, std) of "
+                "Images: it isn't known how pixels become the net's input: give normalise=normalisation(mean, std) of "
                 "the net"
             )
         try:
-            x, beside = (self.normalise(self.pixels[:count]) for count in (1, 2))
+            x, pair = (self.normalise(self.pixels[:count]) for count in (1, 2))
         except Exception as error:  # the user's own code may raise anything
             raise UserError(f"Images: normalise fails: {theirs(error)}") from error
         kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         if kind != f"torch.float32 {(1, *self.shape)}":
             raise UserError(
-                f"Images: normalise makes {kind} of an image; float32 {(1, *self.shape)} is needed"
+                f"Images: normalise returns {kind} for an image; float32 {(1, *self.shape)} is needed"
             )
         if not x.isfinite().all():
-            raise UserError("Images: what normalise makes of an image isn't finite")
-        if not torch.allclose(x, beside[:1], atol=1e-4):
-            raise UserError("Images: what normalise makes of an image is random, or depends on other images")
+            raise UserError("Images: what normalise returns isn't finite")
+        if not torch.allclose(x, pair[:1], atol=1e-4):
+            raise UserError("Images: what normalise returns is random, or depends on other images")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -163,18 +163,18 @@ class Images(ImageSource):
 
 
 def from_numpy(x: Any) -> Any:
-    """An array of any byte order and strides as a tensor; whatever else as it is.
+    """An array of any byte order and strides as a tensor; anything else unchanged.
 
     Raises:
-        UserError: an array of what is no number; a sparse, quantised or meta tensor.
+        UserError: an array of anything but numbers; a sparse, quantised or meta tensor.
     """
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in "biufc":
-            raise UserError(f"an array of {x.dtype} given, which are no numbers")
+            raise UserError(f"an array of {x.dtype} given; numbers are needed")
         if not x.dtype.isnative or any(stride < 0 for stride in x.strides):
             x = x.astype(x.dtype.newbyteorder("="), "C")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of arrays that can't be written to: they are read alone
+            warnings.simplefilter("ignore")  # about read-only arrays: they are only read
             x = torch.from_numpy(x)
     if isinstance(x, Tensor) and (x.layout != torch.strided or x.is_quantized or x.is_meta):
         raise UserError(
@@ -195,9 +195,9 @@ def as_pixels(pixels: Any) -> Tensor:
     shape = tuple(pixels.shape)
     wrong = None
     if pixels.ndim == 3:
-        wrong = "has no dimension of colours: pixels[..., None]"
+        wrong = "has no dimension of channels: pixels[..., None]"
         if shape[2] in (*COLOURS, 4):
-            wrong += ", or of one image pixels[None]"
+            wrong += ", or, if it is one image, pixels[None]"
     elif pixels.ndim != 4:
         wrong = f"has {pixels.ndim} dimensions"
     elif shape[3] not in COLOURS and shape[1] in (*COLOURS, 4):
@@ -217,14 +217,14 @@ def as_pixels(pixels: Any) -> Tensor:
 
 
 class Batches(ImageSource):
-    """Images that come in batches from elsewhere, such as a DataLoader or a list, already normalised.
+    """Images in users' batches, such as those of a DataLoader or a list, already normalised.
 
     Args:
         items: can be iterated any number of times, always in the same order; each float32 (B, C, H, W), or a tuple of
-            that, labels (B,) and whatever else, or a dict of `pixel_values` and `labels`.
+            that, labels (B,) and anything else, or a dict of `pixel_values` and `labels`.
 
     Raises:
-        UserError: it can be read only once, is empty, its batches are something else, or, in a later pass, others.
+        UserError: `items` can be read only once or is empty; its batches are of another kind, or differ between passes.
     """
 
     def __init__(self, items: Iterable[Any]):
@@ -241,7 +241,7 @@ class Batches(ImageSource):
                 "images come from an iterator, which can be read only once: give a DataLoader or a list"
             )
         self.items = items
-        self.counted: tuple[int, int] | None = None  # batches and images, known after the first time through
+        self.counted: tuple[int, int] | None = None  # batches and images, known after the first pass
         self._shape: tuple[int, int, int] | None = None
         self._labelled: bool | None = None
         self._checksums: list[int] = []
@@ -291,7 +291,7 @@ class Batches(ImageSource):
         self.counted = batches, images
 
     def _recognise(self, place: int, x: Tensor, labels: Tensor | None) -> None:
-        """Labels, statistics and barriers are of images in one order, which a later pass has to keep."""
+        """Check that each pass has the same images in the same order, as labels, statistics and barriers require."""
         entries = x.flatten(1)
         some = [entries[:, :: -(-entries.shape[1] // SEEN)], *([] if labels is None else [labels])]
         checksum = 0
@@ -341,14 +341,14 @@ class Batches(ImageSource):
 
 
 def _parted(item: Any) -> tuple[Any, Any]:
-    """A batch's images and labels, which may have indices or paths behind them; a second view is no label."""
+    """A batch's images and labels, without any indices or paths after them; a second view isn't a label."""
     if not isinstance(item, tuple | list) or (len(item) > 2 and getattr(item[1], "ndim", 1) > 2):
         return item, None
     return (*item, None, None)[:2]
 
 
 def whole_numbers(labels: Any) -> Tensor:
-    """Labels as int64; whole numbers that are written as fractions, or in a column, are taken.
+    """Labels as int64; whole numbers in floating point, or in a column, are accepted.
 
     Raises:
         UserError: they aren't whole numbers from 0.
@@ -358,14 +358,12 @@ def whole_numbers(labels: Any) -> Tensor:
     except UserError as error:
         raise UserError(f"labels: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"labels: {type(labels).__name__} of no numbers given; allowed is int64 (N,)"
-        ) from error
-    if not labels.dtype.is_signed:  # of which PyTorch compares few
+        raise UserError(f"labels: {type(labels).__name__} given; allowed is int64 (N,)") from error
+    if not labels.dtype.is_signed:  # unsigned types, few of which PyTorch compares
         labels = labels.long()
     if labels.is_floating_point():
         if (others := labels[(labels != labels.floor()) | (labels.abs() > 2**53)]).numel():
-            raise UserError(f"labels aren't whole numbers from 0, such as {others[0]:g}")
+            raise UserError(f"labels: {others[0]:g} given; allowed are whole numbers from 0")
         labels = labels.long()
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -379,7 +377,7 @@ def whole_numbers(labels: Any) -> Tensor:
 
 
 def pieces(x: Tensor, views: int = 1) -> tuple[Tensor, ...]:
-    """Images in parts that a net can read at once, each image in so many views."""
+    """Images in parts that a net can read at once, each image in `views` views."""
     return x.split(max(1, AT_ONCE // (views * x[0].numel())))
 
 
@@ -392,5 +390,5 @@ def as_images(images: AnyImages) -> ImageSource:
 
 
 def device_of(net: torch.nn.Module) -> torch.device:
-    """Where a net's parameters are."""
+    """The device of a net's parameters."""
     return next(net.parameters()).device

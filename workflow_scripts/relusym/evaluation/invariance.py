@@ -1,4 +1,4 @@
-"""Invariance of a net's logits: the loss that trains it and the error that measures it (section 4)."""
+"""The invariance error of a net's logits (section 4), and nets that average logits."""
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +40,14 @@ def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
 
 
 def moved(logits: Tensor, symmetry: Symmetry) -> Tensor:
-    """τ of logits: of those at every pixel (B, classes, H, W) the pixels move, of (B, classes) nothing does."""
+    """τ on logits: moves the pixels of logits at every pixel (B, classes, H, W), and leaves (B, classes) unchanged."""
     return symmetry.act(logits) if logits.ndim == 4 else logits
 
 
 @torch.no_grad()
 @full_float32()
 def invariance_error(net: nn.Module, images: AnyImages, symmetry: Symmetry = HORIZONTAL_FLIP) -> float:
-    """Mean relative invariance error of `net` over `images`; of logits at every pixel, against τΦ(x)."""
+    """Mean relative invariance error of `net` over `images`; Φ(τx) is compared with τΦ(x) if logits have pixels."""
     device, images = device_of(net), as_images(images)
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     with evaluating(net):

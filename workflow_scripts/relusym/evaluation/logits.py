@@ -1,4 +1,4 @@
-"""Nets of others as this package reads them: what they have to be, their mode, and where their logits are."""
+"""Users' nets as this package reads them: what is required of them, their mode, and where their logits are."""
 
 import sys
 from collections import OrderedDict
@@ -16,15 +16,15 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from relusym.errors import UserError, theirs
 from relusym.evaluation.images import ImageSource, device_of
 
-# keys of outputs that are dicts, as of Hugging Face's nets and torchvision's segmentation
+# keys of outputs that are dicts, as in Hugging Face's nets and torchvision's segmentation nets
 LOGITS = "logits", "out"
 CONTAINERS = dict, OrderedDict, list, set
-CHECKED = 4  # images that a net is tried on before the work
+CHECKED = 4  # images that a net is tried on before any work
 ROUNDING = 1e-3  # the largest relative difference between logits that should be the same
 
 
 class _AnyLayout(TorchFunctionMode):
-    """Images come with channels last, which most nets compute quicker; `view` after a flatten works all the same."""
+    """`view` works on images with channels last, too, which most nets process faster: it is replaced by `reshape`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.view and not kwargs and not isinstance(args[1], torch.dtype):
@@ -34,10 +34,10 @@ class _AnyLayout(TorchFunctionMode):
 
 @contextmanager
 def evaluating(*nets: nn.Module) -> Iterator[None]:
-    """Within, the nets are in evaluation mode; afterwards, every module has the mode and the attributes that it had.
+    """Put nets into evaluation mode; afterwards, every module has the mode and the attributes that it had before.
 
-    So nothing stays that tracing, or the net's own forward, left on it, as in a cache. What its own `eval` and `train`
-    do, such as emptying one, holds.
+    So whatever tracing or a net's forward stored on it, as in a cache, is removed. What the net's `eval` and `train`
+    do, such as emptying a cache, is kept.
     """
     modules = [
         module for net in nets for module in net.modules() if not isinstance(module, torch.jit.ScriptModule)
@@ -48,13 +48,13 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
         net.eval()
     before = [(vars(module), dict(vars(module))) for module in modules]
     held = [(x, copy(x)) for _, entries in before for x in entries.values() if type(x) in CONTAINERS]
-    # compiled parts run as they were written, whose operations show; without torch.compile, its module isn't there
+    # compiled parts run eagerly, so that their operations are seen; unless torch.compile was used, _dynamo isn't loaded
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
         with ExitStack() as stack:
             stack.enter_context(eager)
             stack.enter_context(_AnyLayout())
-            for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):  # the caller's, not a net's own
+            for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):  # the caller's, not a net's
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
@@ -110,7 +110,7 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
             logits = logits_of(net(tried))
             if not torch.equal(tried, x):
                 raise UserError(
-                    "it changes the images that it reads, in place: give it `x = x.clone()` as its forward's first line"
+                    "it changes the images that it reads, in place: make `x = x.clone()` the first line of its forward"
                 )
             again, part = (logits_of(net(view)) for view in (x, x[: (len(x) + 1) // 2]))
         except UserError as error:
@@ -121,7 +121,7 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
         if not torch.equal(buffer, buffers[key]) and buffer.isfinite().all():
             buffer.copy_(buffers[key])
             raise UserError(
-                f"{name}: {key} changes whenever the net runs, in evaluation mode, too: leave it alone unless "
+                f"{name}: {key} changes whenever the net runs, even in evaluation mode: change it only if "
                 "self.training"
             )
     if len(logits) != len(x):
@@ -133,23 +133,23 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
     if not logits.isfinite().all():
         raise UserError(f"{name}: logits of the first images aren't finite")
     if not logits.any():
-        raise UserError(f"{name}: logits of the first images are all zero: it tells no image from another")
+        raise UserError(f"{name}: logits of the first images are all zero: it can't tell images apart")
     most = ROUNDING * logits.abs().max()
     if (logits - again).abs().max() > most:
         raise UserError(
-            f"{name}: its logits are random in evaluation mode, too: F.dropout needs training=self.training, noise an "
-            "`if self.training`"
+            f"{name}: its logits are random even in evaluation mode: F.dropout needs training=self.training, and noise "
+            "an `if self.training`"
         )
     if (logits[: len(part)] - part).abs().max() > most:
         raise UserError(
-            f"{name}: an image's logits depend on the others of its batch (batch statistics in evaluation mode?), "
-            "so nothing measured of it would hold of another batch"
+            f"{name}: an image's logits depend on the other images of its batch (batch statistics in evaluation "
+            "mode?), so no measurement would hold for another batch"
         )
     return logits
 
 
 def without_values(tensor: Tensor) -> str | None:
-    """Why a parameter has no values, if it has none."""
+    """Why a parameter has no values; None if it has some."""
     if is_lazy(tensor):
         return "has no shape yet (a lazy layer): run the net on a batch first"
     return "is on the meta device and has no values: load weights" if tensor.is_meta else None
@@ -162,9 +162,9 @@ def check_weights(name: str, net: Any) -> None:
     state = net.state_dict()
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            kind = "what get_extra_state gives, which can't be averaged: leave it out"
+            kind = "what get_extra_state returns, which can't be averaged: leave it out"
             if not key.endswith("_extra_state"):
-                kind = f"{type(value).__name__}, as of a quantised layer: give the net unquantised"
+                kind = f"{type(value).__name__}, as in a quantised layer: give the net unquantised"
             raise UserError(f"{name}: {key} is {kind}")
     parameters = dict(net.named_parameters())
     if not parameters:

@@ -1,4 +1,4 @@
-"""What a net's answers are worth: metrics of logits and labels, one number an image, averaged in one pass."""
+"""Metrics of logits and labels, one number per image, averaged over the images in one pass."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Metric:
     """A measure of performance.
 
     Attributes:
-        function: logits (B, classes, …) and labels (B, …) → one number an image, (B,).
-        lower_is_better: as of a loss; else the larger the better.
+        function: logits (B, classes, …) and labels (B, …) → one number per image, (B,).
+        lower_is_better: as for a loss; otherwise, larger is better.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -32,20 +32,20 @@ class Metric:
 
 
 def top_1(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the largest logit is at the label; of logits at every pixel, the share of pixels where it is."""
+    """Whether the largest logit is at the label; for logits at every pixel, the share of pixels where it is."""
     right = logits.argmax(1) == labels
     return right.double().flatten(1).mean(1) if right.ndim > 1 else right
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy in nats; of logits at every pixel, the mean over pixels."""
+    """Cross-entropy in nats; for logits at every pixel, the mean over pixels."""
     loss = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
     return loss.flatten(1).mean(1) if loss.ndim > 1 else loss
 
 
 TOP_1, LOSS = Metric(top_1), Metric(cross_entropy, lower_is_better=True)
-FEW = 10  # images that any net may answer alike
-# logits that vary by less, or by a smaller share of their size, tell no images apart
+FEW = 10  # images that any net may classify alike
+# logits that vary by less, or by a smaller share of their size, don't tell images apart
 SMALL, HARDLY = 1e-3, 1e-2
 MEASURED = {"accuracy": TOP_1, "loss": LOSS}
 
@@ -57,13 +57,13 @@ class Scores:
         count: images so far.
 
     Args:
-        labels: int64 (N,), of all images in their order; None: those that come with the batches, or, of batches without
-            labels, the logits' own answers.
+        labels: int64 (N,), of all images in their order; None: those of the batches or, if these have none, the
+            predictions.
     """
 
     def __init__(self, metrics: Mapping[str, Metric], labels: Tensor | None = None):
         self.metrics, self.count = metrics, 0
-        self._given, self._used = labels, []
+        self._labels, self._used = labels, []
         self._total: dict[str, Tensor | int] = dict.fromkeys(metrics, 0)
         self._sum: Tensor | float = 0.0
         self._squares: Tensor | float = 0.0
@@ -73,13 +73,13 @@ class Scores:
         self._labelled = labels is not None
 
     def add(self, logits: Tensor, brought: Tensor | None = None) -> Tensor:
-        """Take in a batch's logits, and the labels that it brings; returns the labels that count.
+        """Add a batch's logits, and its labels, if it has some; returns the labels that are used.
 
         Raises:
-            UserError: another number of labels; a metric that isn't one number an image.
+            UserError: more or fewer labels than images; a metric that isn't one number per image.
         """
-        if self._given is not None:
-            labels = self._given[self.count : self.count + len(logits)].to(logits.device)
+        if self._labels is not None:
+            labels = self._labels[self.count : self.count + len(logits)].to(logits.device)
         else:
             labels = logits.argmax(1) if brought is None else brought
         if len(labels) != len(logits):
@@ -101,13 +101,13 @@ class Scores:
 
     def means(self) -> dict[str, float]:
         """Metric → mean over the images."""
-        if self._given is not None and self.count != len(self._given):
-            raise UserError(f"labels: {len(self._given)} given for {self.count} images")
+        if self._labels is not None and self.count != len(self._labels):
+            raise UserError(f"labels: {len(self._labels)} given for {self.count} images")
         return {name: float(total) / self.count for name, total in self._total.items()}
 
     @property
     def alike(self) -> str | None:
-        """Why these logits don't tell the images apart, if they don't."""
+        """Why these logits don't tell the images apart; None if they do."""
         if self.count < FEW:
             return None
         mean = self._sum / self.count
@@ -116,7 +116,7 @@ class Scores:
         if varies < max(SMALL, HARDLY * size):
             return f"its logits, of size {size:.1e}, vary by {varies:.1e} between images"
         if len(self._answers) == 1 and not (self._labelled and len(self.labels.unique()) == 1):
-            return f"it answers {min(self._answers)} to all {self.count} of them"
+            return f"it predicts class {min(self._answers)} for all {self.count} of them"
         return None
 
     @property
@@ -127,7 +127,7 @@ class Scores:
 
     @property
     def labels(self) -> Tensor:
-        """Those that counted, on the CPU."""
+        """The labels that were used, on the CPU."""
         return torch.cat(self._used)
 
 
@@ -136,7 +136,7 @@ class Scores:
 def evaluated(
     net: nn.Module, images: AnyImages, labels: Tensor | None, metrics: Mapping[str, Metric]
 ) -> Scores:
-    """All metrics of a net over the images, in one pass; arguments and errors as of `evaluate`."""
+    """All metrics of a net over the images, in one pass; arguments and errors as in `evaluate`."""
     images = as_images(images)
     scores = Scores(metrics, check_labels(labels, images))
     with evaluating(net):
@@ -151,32 +151,32 @@ def evaluate(
     """Means of all metrics over the images, in one pass.
 
     Args:
-        labels: as of `Scores`.
+        labels: as in `Scores`.
 
     Returns:
         metric → mean over the images, and the labels, on the CPU.
 
     Raises:
-        UserError: labels of another length or kind; a metric that isn't one number an image.
+        UserError: labels of another length or kind; a metric that isn't one number per image.
     """
     scores = evaluated(net, images, labels, metrics)
     return scores.means(), scores.labels
 
 
 def accuracy(net: nn.Module, images: AnyImages, labels: Tensor | None = None) -> float:
-    """Share of the images whose largest logit is at `labels`, int64 (N,), or at those that the batches bring."""
+    """Share of the images whose largest logit is at `labels`, int64 (N,), or at the batches' labels."""
     return evaluate(net, images, labels, {"accuracy": TOP_1})[0]["accuracy"]
 
 
 def check_metrics(
     logits: Tensor, labels: Tensor | None, images: ImageSource, metrics: Mapping[str, Metric]
 ) -> None:
-    """Raises UserError for labels or metrics that don't go with the first images' logits, (B, classes, …)."""
+    """Raise UserError for labels or metrics that don't fit the first images' logits, (B, classes, …)."""
     if not isinstance(metrics, Mapping):
         raise UserError(f"metrics: {type(metrics).__name__} given; allowed is a dict of names and Metrics")
     for name, metric in metrics.items():
         if name == "accuracy":
-            raise UserError("metric accuracy: it is measured in any case; give yours another name")
+            raise UserError("metric accuracy: it is always measured; give yours another name")
         if not isinstance(metric, Metric):
             raise UserError(f"metric {name} is {type(metric).__name__}; give relusym.Metric(function)")
     labels = check_labels(labels, images)
@@ -193,8 +193,8 @@ def check_metrics(
 def _check_fit(labels: Tensor, logits: Tensor) -> None:
     if labels.shape[1:] != logits.shape[2:]:
         raise UserError(
-            f"labels of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}: one whole number an "
-            "image, or a pixel, is needed"
+            f"labels of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}: one whole number per "
+            "image, or per pixel, is needed"
         )
     if labels.numel() and (highest := int(labels.max())) >= (classes := logits.shape[1]):
         raise UserError(
@@ -203,7 +203,7 @@ def _check_fit(labels: Tensor, logits: Tensor) -> None:
 
 
 def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
-    if metric.function not in (top_1, cross_entropy):  # users' may change what they are called with
+    if metric.function not in (top_1, cross_entropy):  # users' functions may change their arguments
         logits, labels = logits.clone(), labels.clone()
     try:
         values: Any = metric.function(logits, labels)
@@ -212,7 +212,7 @@ def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Ten
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
         kind = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(
-            f"metric {name}: gives {kind} for {len(logits)} images; one number an image is needed"
+            f"metric {name}: returns {kind} for {len(logits)} images; one number per image is needed"
         )
     return values
 
@@ -221,7 +221,7 @@ def check_labels(labels: Any, images: AnyImages) -> Tensor | None:
     """Labels as a tensor.
 
     Raises:
-        UserError: they aren't whole numbers from 0, or not one an image.
+        UserError: they aren't whole numbers from 0, or not one per image.
     """
     if labels is None:
         return None

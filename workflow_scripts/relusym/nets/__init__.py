@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, le=1000), Number]
 Width = Annotated[float, Field(ge=1 / 64, le=16), Number]
-# 64 channels and more come out whole and even
+# a multiple of 1/32, so that multiples of 64 channels stay whole and even
 VGGWidth = Annotated[float, Field(gt=0, multiple_of=1 / 32, le=16), Number]
 
 
@@ -30,7 +30,9 @@ class VGG11BNOptions(Section):
     activation: Literal["relu", "leaky_relu", "gelu", "tanh"] = key(
         "after each conv; `leaky_relu` with slope 0.1", "relu"
     )
-    pooling: Literal["max", "average"] = key("of 2×2 pixels; signs pass through `average` alone", "max")
+    pooling: Literal["max", "average"] = key(
+        "of 2×2 pixels; only `average` commutes with a change of sign", "max"
+    )
 
 
 class VGG11Options(VGG11BNOptions):
@@ -62,7 +64,7 @@ class CIFARResNetOptions(Section):
 
 
 # Each takes its options, `classes` and `symmetry`, has the name of its linear layer as `head`, and, if it has layers
-# that PyTorch hasn't, a method `to_plain`.
+# that PyTorch lacks, a method `to_plain`.
 ARCHITECTURES = {
     "vgg11": Entry("relusym.nets.vgg:VGG11", VGG11Options),
     "vgg11_bn": Entry("relusym.nets.vgg:vgg11_bn", VGG11BNOptions),
@@ -72,24 +74,24 @@ ARCHITECTURES = {
 
 NARROWEST = 64  # channels of VGG11's narrowest conv at width 1
 
-# sides of images in pixels that an architecture takes, if not any
+# the image sides in pixels that an architecture takes, if it doesn't take any
 SIDES = {"vgg11": range(32, 64), "vgg11_bn": range(32, 64)}
 
 
 def options(architecture: str | None = None) -> list[str]:
-    """The keys that a `network` section may have, of this architecture (none if there is no such) or of any."""
+    """The keys that a `network` section may have for this architecture (none if it doesn't exist), or for any."""
     entries = [entry for name, entry in ARCHITECTURES.items() if architecture in (None, name)]
     return list(dict.fromkeys(option for entry in entries for option in entry.options.model_fields))
 
 
 def check(network: dict[str, Any], key: str | Where = "network") -> Section:
-    """The options of a config's `network` section, checked without importing torch. `key`: where the section stands in
-    the config, or what a message calls each key in it. UserError names the key, its value and what is allowed."""
+    """The options of a config's `network` section, checked without importing torch. `key`: the section's place in the
+    config, or the name of each of its keys in messages. UserError names the key, its value and what is allowed."""
     return choose(ARCHITECTURES, "architecture", network, key)[1]
 
 
 def build(network: dict[str, Any], classes: int, symmetry: Symmetry | None = None) -> nn.Module:
-    """An untrained net, its weights drawn from torch's global random stream; UserError for a network that can't be.
+    """An untrained net, its weights drawn from torch's global random stream; UserError for options that don't fit.
 
     Args:
         network: as in `check`.
@@ -104,7 +106,7 @@ def build(network: dict[str, Any], classes: int, symmetry: Symmetry | None = Non
 
 
 def plain(net: nn.Module) -> nn.Module:
-    """A net of ordinary layers with the same function; `net` itself if it has no others."""
+    """A net of ordinary layers with the same function; `net` itself if all of its layers are."""
     return net.to_plain() if hasattr(net, "to_plain") else net
 
 

@@ -17,7 +17,7 @@ class ScaledResNet(ResNet):
     Stem and strides are those for ImageNet: five layers of stride 2, which see the widths 224, 112, 56, 28, 14 of
     ImageNet's images, and 32, 16, 8, 4, 2 of CIFAR10's; at 225 and 33 they see odd widths only (A.2.1).
 
-    Arguments are `nets.ResNetOptions`, number of `classes` (logits), and `symmetry`, which it has no group convs for.
+    Arguments are `nets.ResNetOptions`, number of `classes` (logits), and `symmetry`, unused for want of group convs.
     """
 
     head = "fc"
@@ -62,7 +62,7 @@ class CIFARResNet(nn.Module):
     """ResNet20 and its kin (He et al. 2016, section 4.2): a 3×3 stem and three stages of basic blocks; the second and
     third begin with stride 2. Layers are named as in torchvision's ResNets.
 
-    Arguments as of `ScaledResNet`, of `nets.CIFARResNetOptions`; `shortcut`: of a block that changes size, "conv", a
+    Arguments as in `ScaledResNet`, with `nets.CIFARResNetOptions`; `shortcut`, in blocks that change size: "conv", a
     1×1 conv with batch norm (option B), or "pad", which has no weights (option A).
     """
 
@@ -87,13 +87,13 @@ class CIFARResNet(nn.Module):
             for block in range(blocks):
                 stride = 2 if stage > 1 and block == 0 else 1
                 if before == after and stride == 1:
-                    beside = None
+                    downsample = None
                 elif shortcut == "pad":
-                    beside = PaddedShortcut(before, after, stride)
+                    downsample = PaddedShortcut(before, after, stride)
                 else:
                     conv = nn.Conv2d(before, after, 1, stride, bias=False)
-                    beside = nn.Sequential(conv, nn.BatchNorm2d(after))
-                layer.append(BasicBlock(before, after, stride, beside))
+                    downsample = nn.Sequential(conv, nn.BatchNorm2d(after))
+                layer.append(BasicBlock(before, after, stride, downsample))
                 before = after
             setattr(self, f"layer{stage}", layer)
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-ENCODER = "encoder."  # of the backbone's tensors in a state dict
+ENCODER = "encoder."  # prefix of the backbone's tensors in a state dict
 
 
 class SimSiam(nn.Module):
     """A net with SimSiam's projector in place of its linear layer, and the predictor.
 
     Args:
-        net: gives the backbone; its linear layer is replaced.
+        net: the backbone; its linear layer is replaced.
         dimensions: of the representation that is compared (2048 for ResNet50).
         bottleneck: of the predictor's hidden layer (512 for ResNet50).
     """

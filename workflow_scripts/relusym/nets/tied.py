@@ -1,4 +1,4 @@
-"""Nets whose weights are tied along orbits: GCNNs with any representations, and no more parameters than are free."""
+"""Nets whose weights are tied along orbits: GCNNs with any representations, and with free parameters only."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -12,18 +12,18 @@ from torch.func import functional_call
 class TiedNet(nn.Module):
     """An ordinary net whose parameters are the same along each orbit of a group that permutes their entries.
 
-    With the orbits that `merging.exact_gcnn.orbits` gives, every kernel satisfies equation (3), τ(ψ) = P₁ψP₀ᵀ, whatever
+    With the orbits of `merging.exact_gcnn.orbits`, every kernel satisfies equation (3), τ(ψ) = P₁ψP₀ᵀ, whatever
     values the free parameters take: a net of group convs in which a channel is fixed (an invariant one) or swapped
     with another (two of a regular representation).
 
     Args:
-        plain: the ordinary net. Its values should be the same along orbits (see `merging.exact_gcnn.project`); of those
-            that aren't, such as initial ones, an orbit's first counts.
-        orbits: of each tensor of its state dict, int64 of the tensor's shape: entries with the same number, from 0, are
-            one orbit.
+        plain: the ordinary net. Its values should be the same along orbits (see `merging.exact_gcnn.project`); if they
+            aren't, as at initialisation, an orbit's first value is used.
+        orbits: for each tensor of its state dict, int64 of the tensor's shape: entries with the same number, from 0,
+            form an orbit.
 
     Attributes:
-        free: the free parameters of each tensor, one an orbit, (orbits,).
+        free: the free parameters of each tensor, one per orbit, (orbits,).
     """
 
     def __init__(self, plain: nn.Module, orbits: Mapping[str, Tensor]):
@@ -45,7 +45,7 @@ class TiedNet(nn.Module):
         self.names = list(named)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The ordinary net's tensors, by its names; those that batch norms measured are averaged along orbits."""
+        """The ordinary net's tensors, by its names; running statistics of batch norms are averaged along orbits."""
         tensors = {name: _Tied.apply(self.free[_key(name)], self._orbits(name)) for name in self.names}
         if not self.training:
             for name, buffer in self.plain.named_buffers():
@@ -61,11 +61,11 @@ class TiedNet(nn.Module):
         return self.get_buffer(f"orbits/{_key(name)}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """As of the ordinary net."""
+        """As in the ordinary net."""
         return functional_call(self.plain, self.tensors(), (x,))
 
     def to_plain(self) -> nn.Module:
-        """The ordinary net with the present values; shares none of them."""
+        """A copy of the ordinary net with the present values."""
         net = deepcopy(self.plain)
         training, self.training = self.training, False
         net.load_state_dict({**net.state_dict(), **self.tensors()})
@@ -74,15 +74,15 @@ class TiedNet(nn.Module):
 
     @property
     def free_parameters(self) -> int:
-        """How many numbers the net is free in."""
+        """The number of free parameters."""
         return sum(values.numel() for values in self.free.values())
 
 
 class _Tied(torch.autograd.Function):
-    """Values at the entries of a tensor by its orbits; the gradient of a value is the mean over its orbit.
+    """Copy each orbit's value to the orbit's entries of a tensor; the value's gradient is the mean over its orbit.
 
-    With the mean, and not the sum, a step of training is one of the ordinary net, projected: learning rate and weight
-    decay mean the same for both.
+    With the mean, not the sum, a training step is that of the ordinary net, projected: learning rate and weight decay
+    mean the same for both.
     """
 
     @staticmethod

@@ -32,9 +32,9 @@ class VGG11(nn.Module):
         batch_norm: whether a batch norm follows each conv; not with group convs.
         pooling: a max pool isn't odd, even after an odd activation: max(−x) = −min(x).
 
-    Layers: `features.conv1` … `features.conv8` (with `norm…`, `relu…` or as the activation is called, `pool…`), `pool`
+    Layers: `features.conv1` … `features.conv8` (with `norm…`, `relu…` or another activation's name, `pool…`), `pool`
     (over orientations; only after eight group convs) and `classifier`. ValueError for a width or number of group convs
-    that doesn't fit, or a choice that there isn't.
+    that doesn't fit, or an unknown choice.
     """
 
     head = "classifier"
@@ -69,7 +69,9 @@ class VGG11(nn.Module):
         for i, full in enumerate(CHANNELS, start=1):
             out = round(full * width)
             if out != full * width or out % 2:
-                raise ValueError(f"width {width} makes {full * width} channels of {full}: not whole and even")
+                raise ValueError(
+                    f"width {width} turns {full} channels into {full * width}: not whole and even"
+                )
             if i > group_convs:
                 layers[f"conv{i}"] = nn.Conv2d(channels, out, 3, padding=1)
             else:

@@ -25,7 +25,7 @@ from relusym.whole_files import distinct_names, open_file, sha256, write_whole
 
 State = dict[str, Tensor]
 
-# What stands before torchvision's names, by the layout's name; longer ones first, since "module." is part of them.
+# Layout → what precedes torchvision's names in it; longer ones first, since "module." is part of them.
 PREFIXES = {
     "module.base_encoder": "module.base_encoder.",  # MoCo-v3's pretraining
     "module.encoder": "module.encoder.",  # SimSiam's pretraining
@@ -37,7 +37,7 @@ PROJECTION = re.compile(r"fc\.\d+\.")  # a self-supervised head in place of the 
 HASH = re.compile(r"sha256=[0-9a-fA-F]{64}")  # at the end of an address
 LINEAR_HEAD = re.compile(r"(?:module\.)?(?:linear|fc)\.(weight|bias)")
 TIMEOUT_S = 60
-# Beside tensors, training scripts save their arguments, and accuracies that NumPy has computed: plain data.
+# Plain data that training scripts save beside tensors: their arguments, and accuracies computed by NumPy.
 PLAIN = [
     *(argparse.Namespace, SimpleNamespace, PosixPath),
     np.ndarray,
@@ -48,16 +48,16 @@ PLAIN = [
     (lambda *factory: {}, "collections.defaultdict"),  # PyTorch's reader fills no other kind of dict
     *((kind, f"builtins.{kind.__name__}") for kind in (list, dict, int, float)),
 ]  # fmt: skip
-LONGEST, LONGEST_PART = 1000, 200  # characters of an address, which is a path, and of a file's name in it
+LONGEST, LONGEST_PART = 1000, 200  # characters of an address, which becomes a path, and of a part of it
 UNREACHABLE = urllib.error.URLError, TimeoutError, ConnectionError
 
 
 class UnavailableError(UserError):
-    """A checkpoint that can't be had now; another time it may be."""
+    """A checkpoint that can't be downloaded now; a later attempt may succeed."""
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """As `read_contents`, of a file that holds tensors by name; UserError if it holds something else."""
+    """As `read_contents`, for a file that holds tensors by name; UserError if it holds something else."""
     contents = read_contents(path)
     if not isinstance(contents, dict):
         raise UserError(
@@ -68,24 +68,26 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 def read_contents(path: Path) -> Any:
     """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run. UserError if the file is
-    truncated, no checkpoint, or holds more than tensors and plain values."""
+    truncated, isn't a checkpoint, or holds more than tensors and plain values."""
     head = b""
     try:
         with open_file(path) as file:
             head = file.read(9)
-        if path.suffix == ".safetensors" or head[8:] == b"{":  # behind the length of its header
+        if path.suffix == ".safetensors" or head[8:] == b"{":  # after the length of its header
             return load_file(path)
         with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kinds of tensors
+            warnings.simplefilter("ignore")  # about types of tensors
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if kind := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):  # and not any text's operation
+        if kind := re.search(
+            r"Unsupported global: GLOBAL (\S+)", str(error)
+        ):  # rather than an opcode in any text
             raise UserError(
                 f"checkpoint {path} holds more than tensors ({kind[1]}), and loading it could run code: refused; save "
                 "its state dict alone"
             ) from error
         raise UserError(_unreadable(path, head)) from error
-    except Exception as error:  # of any kind, where bytes are others than PyTorch wrote
+    except Exception as error:  # of any kind, if the bytes aren't what PyTorch wrote
         if "TorchScript" in str(error):
             raise UserError(
                 f"checkpoint {path} is a scripted net, which is code: save the state dict of the net itself"
@@ -105,18 +107,18 @@ def _unreadable(path: Path, head: bytes, why: str = "") -> str:
 def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
     """The file at `url`, downloaded into `folder` on first use.
 
-    Its SHA-256 has to be the one that the address ends with (`#sha256=…`), if it does. It is recorded beside the file
-    (`.sha256`) when that has once been read as a checkpoint; ever after it has to be the same. A file that is not
-    (truncated, changed) is fetched again. UnavailableError if it can't be downloaded; UserError if the address leads
-    out of `folder`, or what comes down is truncated, no checkpoint, or not what it has to be.
+    If the address ends with `#sha256=…`, the file must have that SHA-256. It is recorded beside the file (`.sha256`)
+    once the file has been read as a checkpoint, and must stay the same: a file that differs (truncated, changed) is
+    fetched again. UnavailableError if it can't be downloaded; UserError if the address leads out of `folder`, or the
+    download is truncated, isn't a checkpoint, or has another SHA-256.
     """
     address, _, fragment = url.partition("#")
     if fragment and not HASH.fullmatch(fragment):
-        raise UserError(f"{url}: behind # belongs sha256= and its 64 hexadecimal digits")
+        raise UserError(f"{url}: after # must come sha256= and 64 hexadecimal digits")
     pinned = fragment.removeprefix("sha256=").lower() or None
     parts = [part for part in address.partition("://")[2].split("/") if part]
     if not parts or {".", ".."} & {*parts}:
-        raise UserError(f"{url}: . and .. can be no part of an address of weights; give it without")
+        raise UserError(f"{url}: . and .. can't be parts of an address of weights; give it without")
     if max(map(len, parts)) > LONGEST_PART or len(address) > LONGEST:
         raise UserError(
             f"{url[:60]}…: the address has more than {LONGEST} characters, or a part of it more than {LONGEST_PART}"
@@ -126,13 +128,13 @@ def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
         return path
     download(address, path)
     known = pinned or _recorded(path)
-    if known is not None and (came := sha256(path)) != known:
+    if known is not None and (actual := sha256(path)) != known:
         path.unlink()
         raise UserError(
-            f"{address} has SHA-256 {came}, and not {known} as its address says: look where it is from, and correct one"
+            f"{address} has SHA-256 {actual}, and not {known} as its address says: check its source, and correct one"
             if pinned
-            else f"{address} is no longer the file that was first used (SHA-256 {known}): delete {_note(path)} to take "
-            "it all the same"
+            else f"{address} is no longer the file that was first used (SHA-256 {known}): delete {_note(path)} to "
+            "accept it"
         )
     try:
         read_tensors(path)
@@ -144,8 +146,8 @@ def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """Write what is at `url` to `path`, whole or not at all. UnavailableError if the server can't be reached, or
-    doesn't have it; UserError if it ends before its length."""
+    """Download `url` to `path`, whole or not at all. UnavailableError if the server can't be reached, or doesn't have
+    it; UserError if the download ends early."""
     try:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme == "file" and not Path(urllib.request.url2pathname(parts.path)).is_file():
@@ -153,11 +155,11 @@ def download(url: str, path: Path) -> None:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, write_whole(path) as part:
             with part.open("wb") as file:
                 shutil.copyfileobj(answer, file)
-                came = file.tell()
+                received = file.tell()
             promised = answer.headers.get("Content-Length")
-            if promised is not None and came != int(promised):
+            if promised is not None and received != int(promised):
                 raise UserError(
-                    f"{url}: {came:,} of {int(promised):,} bytes came: run again to fetch it again"
+                    f"{url}: only {received:,} of {int(promised):,} bytes arrived: run again to fetch it again"
                 )
     except (*UNREACHABLE, HTTPException, ValueError) as error:
         raise _unavailable(url, error) from error
@@ -169,9 +171,9 @@ def _unavailable(url: str, error: Exception) -> UnavailableError:
 
 
 def from_torchvision(name: str, folder: Path, log: Callable[[str], None] = print) -> tuple[State, Path]:
-    """torchvision's ResNet50 weights by their name in its enum, through its loader, and the file they are in.
+    """torchvision's ResNet50 weights by their name in its enum, read by its loader, and their file.
 
-    UnavailableError if they can't be downloaded; UserError if torchvision has no such weights, or what came down has
+    UnavailableError if they can't be downloaded; UserError if torchvision has no such weights, or the download has
     another hash than its name says.
     """
     from torchvision.models import get_weight
@@ -209,7 +211,7 @@ def _recorded(path: Path) -> str | None:
     except OSError as error:
         raise UserError(f"{_note(path)} can't be read ({error.strerror}): delete it") from error
     if not HASH.fullmatch(f"sha256={text}"):
-        raise UserError(f"{_note(path)} holds no SHA-256: delete it, and it is written anew")
+        raise UserError(f"{_note(path)} holds no SHA-256: delete it, and it is written again")
     return text.lower()
 
 
@@ -233,7 +235,7 @@ def to_torchvision(
     """A ResNet's state dict with torchvision's names, and what was left out of it: projection heads, predictors,
     momentum encoders.
 
-    UserError names all tensors that are missing, surplus or of another shape; or says that it is another layout.
+    UserError names all tensors that are missing, surplus or of another shape, or the layout if that is another one.
 
     Args:
         files: name and contents of each: a whole net, or a backbone and a linear head.
@@ -276,15 +278,15 @@ def to_torchvision(
     with torch.device("meta"):
         expected = build(network, classes).state_dict()
     counters = {key: torch.tensor(0) for key in expected if key.endswith(".num_batches_tracked")}
-    state = counters | state  # which old files lack
+    state = counters | state  # old files lack the counters
     if wrong := misfits(state, expected):
         raise UserError(f"checkpoint {', '.join(name for name, _ in files)} doesn't fit the net: {wrong}")
     return {key: state[key] for key in expected}, dropped
 
 
 def misfits(state: State, expected: State, most: int | None = None) -> str:
-    """By what a state dict differs from a net's, and which tensors have NaN or infinity; "" if it fits. `most`: names
-    listed of a kind; None: all."""
+    """How a state dict differs from a net's, and which tensors have NaN or infinity; "" if it fits. `most`: names
+    listed of each kind; None: all."""
     wrong = {
         "missing": [key for key in expected if key not in state],
         "surplus": [key for key in state if key not in expected],
@@ -307,9 +309,9 @@ def _are_numbers(tensor: Tensor) -> bool:
 def gather(
     weights: dict[str, Any], network: dict[str, Any], folder: Path, log: Callable[[str], None] = print
 ) -> tuple[State, dict[str, Any]]:
-    """A net's weights from where its config says, and what to keep about them: `classes`, `files`, `dropped`.
+    """A net's weights from the source in its config, and what records keep of them: `classes`, `files`, `dropped`.
 
-    UnavailableError if they can't be downloaded; UserError if what is there isn't such a net.
+    UnavailableError if they can't be downloaded; UserError if they aren't those of such a net.
 
     Args:
         weights: the config's `weights` section: `file` (a path or several), `urls`, or `torchvision` (a name in its

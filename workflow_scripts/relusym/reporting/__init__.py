@@ -1,8 +1,8 @@
-"""The command `relusym` and what stands behind it: a report on one net, nets and images from files, the page."""
+"""The command `relusym` and its parts: reports and exact GCNNs, nets and images from files, the page."""
 
 
 def main() -> int:
-    """Run the command (command.py); its exit code, that of Ctrl-C while its imports run, too."""
+    """Run the command (command.py) and return its exit code, also after Ctrl-C during its imports."""
     try:
         from relusym.reporting import command
 

@@ -1,4 +1,4 @@
-"""The command `relusym`. It ends with 0, with 1 after a user's error in one line, or with 2 after a misuse."""
+"""The command `relusym`. It exits with 0, with 1 after a user's error (one line), or with 2 after wrong usage."""
 
 import argparse
 import json
@@ -20,40 +20,40 @@ from relusym.whole_files import check_writable
 
 NET = "file.py:callable or module:callable (without arguments), torchvision:name, timm:name or hf:name_or_folder"
 WEIGHTS = """\
-safetensors or a state dict (no code in it is run), FILE:PREFIX for one of several sets in it; 'random'; for
-torchvision's nets also a name (default: the net as the callable makes it, or the package's weights)"""
+a safetensors file or a state dict (no code in it is run), FILE:PREFIX for one of several sets in it; 'random'; for
+torchvision's nets also a name (default: the weights that the callable sets, or the package's pretrained ones)"""
 IMAGES = """\
-a folder of images; CIFAR10's official folder or archive, binary or Python; an .npz or tensor file (entries images,
+a folder of images; CIFAR10's official folder or archive, binary or Python; or an .npz or tensor file (entries images,
 labels)"""
 LABELS = """\
 'folder': the class folders, in alphabetical order; or a .npy or .txt file, one number per image, in the order of the
-images' names as text. Without labels, accuracy is agreement with the net itself; CIFAR10's official files have their
-own"""
+images' names as text. Without labels, accuracy is agreement with the net itself; CIFAR10's official files come with
+labels"""
 TRAIN_IMAGES = """\
-images to match channels, take statistics and fine-tune on, like --images (default: with --fine-tune, CIFAR10's training
-images; without, --images)"""
+images to match channels, measure statistics and fine-tune on, like --images (default: with --fine-tune, CIFAR10's
+training images; without, --images)"""
 OUT = "where to write (default: {})"
-UNFINISHED = "unfinished.safetensors"  # what an interrupted report goes on from
+UNFINISHED = "unfinished.safetensors"  # from which an interrupted report resumes
 REPORT = """\
-Measure how a net encodes a symmetry: its accuracy and its flipped self's, its invariance error and GCNN barrier; how
-equivariant each layer is once channels are matched; where a merge with its flipped self fails; which strides stand in
-the way. Writes an HTML page, CSVs, all numbers as JSON, and the permuted, halfway and repaired nets. With several
-weights: a report for each, a page with all side by side, and the barriers between them."""
+Measure how a net encodes a symmetry: the accuracies of the net and of its flipped self, its invariance error and GCNN
+barrier; how equivariant each layer is once channels are matched; where a merge with its flipped self fails; and which
+strides break the symmetry. Writes an HTML page, CSVs, all numbers as JSON, and the permuted, halfway and repaired nets.
+With several weight files: a report on each, a page with all side by side, and the barriers between them."""
 CIFAR10S = "--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616"  # of its training images
 EXACT = """\
 Make the exact GCNN of a net: channels are matched in pairs that a flip swaps, or with themselves, and the net is
-averaged with its flipped self, weights tied, so that a flipped image gets the same logits; --fine-tune trains it on.
-Writes its weights for the net's class, and the net in fewer multiplications for torch.export.load; neither needs
-relusym."""
+averaged with its flipped self, with tied weights, so that a flipped image gets the same logits; --fine-tune trains it
+further. Writes its weights for the net's class, and a version with fewer multiplications for torch.export.load; neither
+needs relusym."""
 MERGE = """\
 Match the channels of nets of one architecture, and average their weights. Two nets need no images if matched by their
-weights alone (--matching weight). More than two are matched by their activations so that going round any cycle of them
-is the identity (C2M3), and, for comparison, each to the first alone; barriers are relative to the nets' mean
-accuracy."""
+weights alone (--matching weight). More than two are matched by their activations so that the permutations around any
+cycle of nets compose to the identity (C2M3) and, for comparison, each to the first alone; barriers are relative to the
+nets' mean accuracy."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """The parser of the command's arguments."""
     whole = argparse.ArgumentParser(
         "relusym", description="How close is a ReLU network to a group-equivariant one?", allow_abbrev=False
     )
@@ -71,9 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "images on which each partial merge is corrected and measured; 0: no partial merges (default: 100)"
     )
     _add_number(report, "--partial-images", 0, several, 100)
-    moves = (
-        "measure on N images how far each layer is from equivariant under small moves and turns (default: 0)"
-    )
+    moves = "measure each layer's equivariance to small translations and rotations, on N images (default: 0)"
     _add_number(report, "--lie-derivative", 0, moves, 0)
 
     two = commands.add_parser("merge", help="merge nets of one architecture", description=MERGE)
@@ -84,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
         "--out", required=True, metavar="FILE", help="where to write the merged net (.safetensors)"
     )
     two.add_argument(
-        "--permuted", metavar="FILE", help="where to write the second net, in the first one's order"
+        "--permuted",
+        metavar="FILE",
+        help="where to write the second net with its channels in the first one's order",
     )
     two.add_argument(
         "--which",
@@ -101,18 +101,18 @@ def parser() -> argparse.ArgumentParser:
     _add_number(three, "--fine-tune", 0, "epochs of fine-tuning (default: 0)", 0)
     three.add_argument("--train-images", metavar="PATH", help=TRAIN_IMAGES)
     three.add_argument("--train-labels", metavar="folder | FILE", help="their labels, like --labels")
-    rate = "fine-tuning's, falling linearly to zero (default: 0.01)"
+    rate = "initial learning rate of the fine-tuning, falling linearly to zero (default: 0.01)"
     three.add_argument("--learning-rate", type=float, default=0.01, metavar="RATE", help=rate)
     padding = (
         "pixels of zeros around a training image before its random crop (default: 0; usual for CIFAR10: 4)"
     )
     _add_number(three, "--crop-padding", 0, padding, 0)
     compiled = (
-        "fold the layers that pay off under torch.compile: slower uncompiled, mostly quicker compiled if channels "
-        "are swapped, not fixed; --timing then times compiled nets"
+        "fold the layers for which that pays off under torch.compile: slower uncompiled, mostly faster compiled if "
+        "channels are swapped rather than fixed; --timing then times compiled nets"
     )
     three.add_argument("--compiled", action="store_true", help=compiled)
-    timing = "time the net and the exact one, at batches of 1, 10 and 100"
+    timing = "time the net and its exact GCNN on batches of 1, 10 and 100 images"
     three.add_argument("--timing", action="store_true", help=timing)
     three.add_argument("--out", default="exact", metavar="FOLDER", help=OUT.format("exact"))
     return whole
@@ -132,10 +132,10 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
     known = "per channel, of images scaled to 0…1 (default: torchvision's, timm's or Hugging Face's)"
     command.add_argument("--mean", type=float, nargs="+", help=known)
     command.add_argument("--std", type=float, nargs="+", help=known)
-    size = "resize the shorter side [and crop the middle], e.g. 256 224 (default: as for --mean)"
+    size = "resize the shorter side [and crop the centre], e.g. 256 224 (default: as for --mean)"
     command.add_argument("--size", type=_count(1), nargs="+", metavar="N", help=size)
     _add_number(command, "--limit", 1, "use at most N images, a seeded choice")
-    match = "use at most N of them to match channels and take statistics (default: 2000)"
+    match = "use at most N of these to match channels and measure statistics (default: 2000)"
     _add_number(command, "--match-images", 1, match, 2000)
     flip = "horizontal_flip"
     command.add_argument("--symmetry", choices=SYMMETRIES, default=flip, help=f"(default: {flip})")
@@ -152,7 +152,7 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
     command.add_argument("--seed", type=_count(0), default=0, help="(default: 0)")
     _add_number(command, "--batch-size", 1, "(default: 50)", 50)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
-    json_alone = "print one JSON object with every number instead of the screen"
+    json_alone = "print every number as one JSON object, in place of the screen of results"
     command.add_argument("--json", action="store_true", help=json_alone)
 
 
@@ -164,7 +164,7 @@ def _count(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{value} given; allowed is {allowed}")
         return value
 
-    count.__name__ = "whole number"  # what argparse calls it
+    count.__name__ = "whole number"  # the name in argparse's messages
     return count
 
 
@@ -172,20 +172,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # what a terminal in ASCII can't show
+            stream.reconfigure(errors="replace")  # characters that an ASCII terminal can't show
     options = parser().parse_args(arguments)
     keep_freed_memory()
     if options.command == "merge" and len(options.weights) < 2:
         parser().error("the weights of at least two nets are needed")
     if options.size and (len(options.size) > 2 or options.size[-1] > options.size[0]):
         parser().error(
-            "--size: one number, or two: of the resized shorter side, and of the square cut out of it, which isn't "
+            "--size: one number, or two: the shorter side after resizing, and the side of the square crop, which isn't "
             "larger"
         )
     values = (value if isinstance(value, list) else [value] for value in vars(options).values())
     texts = [part for several in values for part in several if isinstance(part, str)]
     if any("\0" in text or not text for text in texts):
-        return _refused("an argument is empty, or holds a NUL, which no name of a file can")
+        return _refused("an argument is empty, or contains a NUL character, which no file name can")
     try:
         with _results_alone(options.json, arguments is None) as stream:
             numbers, show = {"report": _report, "merge": _merge, "exact": _exact}[options.command](options)
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = type(error).__name__
         if kind in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(error):
             return _refused(
-                "there isn't enough memory: give a smaller --batch-size, or fewer images by --limit"
+                "there isn't enough memory: give a smaller --batch-size, or fewer images with --limit"
             )
         if users_line(error) is None:
             raise
@@ -212,42 +212,42 @@ def _print_json(numbers: dict[str, Any], stream: TextIO | None) -> None:
 
 
 def _show(results: Callable[[], None], stream: TextIO | None) -> int:
-    """Show the results; the command's exit code."""
+    """Show the results; returns the command's exit code."""
     try:
         results()
         if stream:
             stream.flush()
     except OSError as error:
-        with suppress(OSError):  # what is left, which would be written again at the end
+        with suppress(OSError):  # else what is left in the buffer would be written at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if isinstance(error, BrokenPipeError):  # the reader has enough, as `head` has
+        if isinstance(error, BrokenPipeError):  # the reader has stopped reading, as `head` does
             return 1
-        return _refused(f"what was measured can't be shown ({error.strerror})")
+        return _refused(f"the results can't be printed ({error.strerror})")
     return 0
 
 
 def _refused(why: str) -> int:
-    _tell([why])
+    _log([why])
     return 1
 
 
-def _tell(lines: Sequence[str]) -> None:
+def _log(lines: Sequence[str]) -> None:
     for line in lines:
         print(f"relusym: {' '.join(line.split())}", file=sys.stderr)
 
 
 @contextmanager
 def _results_alone(json_alone: bool, ends: bool) -> Iterator[TextIO | None]:
-    """Where results go. If that is to hold one JSON object, whatever else is printed goes to the error stream.
+    """Yield the stream for results. With `json_alone`, whatever else is printed goes to the error stream.
 
-    So it does after the context, too, if the process `ends` then: threads go on, and libraries empty their buffers.
+    If the process `ends` after the context, it goes there until the end: threads go on, and libraries flush buffers.
     """
     stream = sys.stdout
     if not json_alone or stream is None:
         yield stream
         return
     stream.flush()
-    kept = os.dup(1)  # what libraries and child processes write to
+    kept = os.dup(1)  # standard output, which libraries and child processes write to
     if stream is sys.__stdout__:
         stream = os.fdopen(os.dup(1), "w", encoding=stream.encoding)
     os.dup2(2, 1)
@@ -262,10 +262,10 @@ def _results_alone(json_alone: bool, ends: bool) -> Iterator[TextIO | None]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a command works on: the nets, on their device.
+    """A command's inputs: the nets, on their device, and the images.
 
-    `test` and `match` are images to measure on and to match on, with their labels, classes, metrics and notes; `about`
-    is how they were read, for JSON.
+    `test` and `match` are the images to measure on and to match on; `labels` and `classes` belong to `test`; `about`
+    describes how the images were read, for JSON.
     """
 
     nets: list[Any]
@@ -279,7 +279,7 @@ class _Inputs:
 
 
 def _nets(options: argparse.Namespace) -> tuple[list[Any], Any]:
-    """All nets, on their device, and how the first one's images are made; UserError if random ones are the same."""
+    """All nets, on their device, and the first one's preset; UserError if nets with random weights are the same."""
     from relusym.evaluation.logits import check_weights
     from relusym.reporting import net_files
 
@@ -295,7 +295,7 @@ def _nets(options: argparse.Namespace) -> tuple[list[Any], Any]:
 
 
 def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Inputs:
-    """The images, tried on the first net."""
+    """Read the images and try the first net on them."""
     from relusym.cifar10 import recognised
     from relusym.evaluation.images import Images, normalisation
     from relusym.evaluation.logits import check_net
@@ -323,7 +323,7 @@ def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Input
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
     if len(mean) != channels or len(std) != channels:
         raise UserError(
-            f"--mean has {len(mean)} and --std {len(std)} values, but images have {channels} channels"
+            f"--mean has {len(mean)} and --std {len(std)} values, but the images have {channels} channels"
         )
     test = Images(pictures.pixels, options.batch_size, normalisation(mean, std))
     match = test
@@ -332,19 +332,19 @@ def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Input
     notes, outputs = list(pictures.notes), check_net("net", nets[0], test).shape[1]
     if pictures.classes and pictures.labels is not None and len(pictures.classes) < outputs:
         notes.append(
-            f"labels: the net tells {outputs} classes apart, and there are {len(pictures.classes)} class folders, "
-            f"which are taken for its first; if they are others, give --labels FILE"
+            f"labels: the net has {outputs} classes, and there are {len(pictures.classes)} class folders, which are "
+            "taken to be its first classes; if they are others, give --labels FILE"
         )
-    _tell(notes)
+    _log(notes)
     if pictures.classes and options.labels == image_files.FOLDER and not options.json:
         shown = [f"{i} {name}" for i, name in enumerate(pictures.classes)]
-        _tell([f"classes: {listed(shown, image_files.SHOWN)}"])
+        _log([f"classes: {listed(shown, image_files.SHOWN)}"])
     about = {"mean": mean, "std": std, "size": size and asdict(size), "classes": list(pictures.classes)}
     return _Inputs(nets, test, match, pictures.labels, pictures.classes, metrics, notes, about)
 
 
 def _check_outputs(options: argparse.Namespace, written: Sequence[Path]) -> None:
-    """Raises UserError if what is to be written can't be, or is what is read."""
+    """Raise UserError if an output can't be written, or would overwrite an input."""
     for path in written:
         check_writable(path)
     names = ("net", "images", "labels", "train_images", "train_labels", "metric")
@@ -388,7 +388,7 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
 
     several = len(options.weights) > 1
     stems = [Path(weights or "").stem for weights in options.weights]
-    # folders, numbered where two have one name; all of them where that isn't enough
+    # a folder for each, numbered if two have the same name; if that isn't enough, all are numbered
     names = [f"{n}-{i}" if stems.count(n) > 1 or not n else n for i, n in enumerate(stems)]
     if len({*names, "report.html"}) <= len(names):
         names = [f"{n}-{i}" for i, n in enumerate(stems)]
@@ -424,7 +424,7 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
             measured.merged.aligned = None
             reports.append(measured)
         if several:
-            progress("merging with each other", 0)
+            progress("pairwise merges", 0)
             matching = "activation" if options.matching in OF_FLIPS else options.matching
             pairs = {
                 (i, j): merge(
@@ -474,7 +474,7 @@ def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
 
 
 def _train_images(options: argparse.Namespace) -> str | None:
-    """Which images are matched and trained on, if others than those that are measured on."""
+    """The path of the images to match and train on; None: those that are measured on."""
     from relusym.cifar10 import recognised
 
     path = options.train_images
@@ -484,18 +484,18 @@ def _train_images(options: argparse.Namespace) -> str | None:
         return path
     if not recognised(Path(options.images)):
         raise UserError(
-            "--train-images: --fine-tune needs images to train on, others than those that are measured on; only "
+            "--train-images: --fine-tune needs images to train on, other than those that are measured on; only "
             "CIFAR10's official files have both"
         )
     if options.split == "train":
         raise UserError(
-            "--split train: they are what is trained on; leave it out to measure on the test images"
+            "--split train: the net is trained on these; leave it out to measure on the test images"
         )
     return options.images
 
 
 def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tuple[Any, Any]:
-    """Images to match on, and, if there is to be a fine-tuning, its batches and its recipe."""
+    """The images to match on and, with --fine-tune, the batches and the recipe of the fine-tuning; else None."""
     from relusym.cifar10 import recognised
     from relusym.data.batches import ImagesOnDevice
     from relusym.evaluation.logits import check_net
@@ -510,7 +510,7 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
     grey = on.test.pixels.shape[-1] == 1
     pictures = image_files.read(path, options.train_labels, size, None, options.seed, split, grey)
     on.notes.extend(pictures.notes)
-    _tell(pictures.notes)
+    _log(pictures.notes)
     if tuple(pictures.pixels.shape[1:]) != tuple(on.test.pixels.shape[1:]):
         shapes = ["×".join(map(str, pixels.shape[1:])) for pixels in (pictures.pixels, on.test.pixels)]
         raise UserError(f"--train-images: images are {shapes[0]}, and those of --images {shapes[1]}")
@@ -556,7 +556,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         if path.suffix != ".safetensors":
             raise UserError(f"--out: {path} given; allowed is a file that ends in .safetensors")
     if len({*map(os.path.realpath, written)}) < len(written):
-        raise UserError(f"--permuted: {options.permuted} is --out as well")
+        raise UserError(f"--permuted: {options.permuted} is also --out")
     _check_outputs(options, written)
     several = len(options.weights) > 2
     if several and (
@@ -572,7 +572,9 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         progress("nets and images", 0)
         nets, preset = _nets(options)
         if options.which == "reset" and not has_batch_norm(nets[0]):
-            raise UserError("--which: reset given, but a net without batch norm has halfway or repaired")
+            raise UserError(
+                "--which: reset given, but for a net without batch norm, allowed is halfway or repaired"
+            )
         if options.which == "repaired" and has_batch_norm(nets[0]):
             raise UserError(_not_held("repaired", ["reset", "halfway"]))
         on = _inputs(options, nets, preset)
@@ -589,7 +591,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         beside = baselines(nets, SYMMETRIES[options.symmetry], on.test, merged.labels, on.metrics)
         line = {}
         if options.curve:
-            progress("the line between", 0)
+            progress("interpolation", 0)
             line = curve(merged.aligned, on.match, on.test, merged.labels, options.curve)
     states = {name: net.state_dict() for name, net in merged.nets.items()}
     tensors = merged.traced.net.state_dict().keys()
@@ -597,7 +599,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     which = options.which or fits[0]
     if which not in fits:
         raise UserError(_not_held(which, fits))
-    how = _of(options) | {"images": len(on.test), "labelled": on.labels is not None}
+    how = _merged_from(options) | {"images": len(on.test), "labelled": on.labels is not None}
     checkpoint.save(options.out, states[which], card(merged, options.net, which) | how)
     if options.permuted:
         about = card(merged, options.net, "permuted") | how
@@ -632,14 +634,14 @@ def _not_held(which: str, fits: Sequence[str]) -> str:
     )
 
 
-def _of(options: argparse.Namespace) -> dict[str, Any]:
-    """Which weights are merged, and how; of those that were themselves written by a merge, what their cards say."""
+def _merged_from(options: argparse.Namespace) -> dict[str, Any]:
+    """The weights that are merged, and how, with the cards of those that were themselves written by a merge."""
     from relusym.reporting.net_files import card_of
 
     cards = {weights: about for weights in options.weights if (about := card_of(weights))}
-    _tell(
+    _log(
         [
-            f"{weights} is {about['which']} of {' and '.join(map(str, about['of']))}"
+            f"{weights} is the {about['which']} net of a merge of {' and '.join(map(str, about['of']))}"
             for weights, about in cards.items()
             if "of" in about
         ]
@@ -648,7 +650,7 @@ def _of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
-    """A merge without images: halfway, by weight matching."""
+    """Merge by weight matching, without images: only into the halfway net."""
     from relusym import checkpoint
     from relusym.merging.merge import merge_weights
     from relusym.reporting import net_files, screen
@@ -665,12 +667,10 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
     nets, preset = _nets(options)
     side = options.size[-1] if options.size else preset.size.crop if preset and preset.size else None
     if side is None:
-        raise UserError(
-            "--size: without images, give how many pixels high and wide the net's images are, such as 32"
-        )
+        raise UserError("--size: without images, give the side of the net's images in pixels, such as 32")
     channels = 1 if net_files.reads_grey(nets[0]) else 3
     aligned = merge_weights(*nets, (channels, side, side), options.seed)
-    about = {"relusym": __version__, "net": options.net, **_of(options), "images": 0}
+    about = {"relusym": __version__, "net": options.net, **_merged_from(options), "images": 0}
     checkpoint.save(options.out, aligned.interpolate(0.5).net.state_dict(), about | {"which": "halfway"})
     if options.permuted:
         checkpoint.save(options.permuted, aligned.second.state_dict(), about | {"which": "permuted"})
@@ -681,4 +681,4 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
         "permutations": order,
         "checks": aligned.checks,
     }
-    return numbers, lambda: screen.show_written("halfway, as it is,", options.out)
+    return numbers, lambda: screen.show_written("halfway, as it is", options.out)

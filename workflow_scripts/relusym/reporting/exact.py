@@ -1,4 +1,4 @@
-"""The exact GCNN of any net: made, fine-tuned, measured, timed, and written so that it needs none of this library."""
+"""Make, fine-tune, measure and time the exact GCNN of any net, and write it so that it doesn't need this library."""
 
 import json
 import time
@@ -38,7 +38,7 @@ from relusym.training.recipe import Recipe
 from relusym.whole_files import check_writable, write_whole
 
 FILES = ("exact.safetensors", "exact.pt2", "exact.json")
-BATCHES = (1, 10, 100)  # images that a net is timed on
+BATCHES = (1, 10, 100)  # batch sizes at which nets are timed
 ROUNDS, LEAST_ROUNDS, MOST_SECONDS = 21, 3, 60.0
 NETS = {
     "net": "the net",
@@ -49,31 +49,32 @@ NETS = {
 }
 NOT_INVARIANT = (
     "So the exact GCNN isn't invariant at this size, though its kernels satisfy the constraint: give images of the "
-    "next size that is named (photos: --size 256 225, say)."
+    "next size that is named (for photos, --size 256 225, say)."
 )
 Progress = Callable[[str, float], None]
 
 
 @dataclass
 class Exact:
-    """An exact GCNN, what it was made of, and what it is worth.
+    """An exact GCNN, how it was made, and its measurements.
 
     Attributes:
         name, symmetry: the net's name and the symmetry's.
-        labelled: whether accuracies are against labels, and not against the net's own answers.
-        images, matched_images, image_shape: on how many it was measured and matched, and (channels, height, width).
-        accuracy, invariance_error: net → fraction of the images, and mean relative error of the logits, by the names
-            of `NETS`; "test_time" of the net averaged over both orientations.
-        parameters: of the net ("net"), and free ones of the GCNN ("exact").
-        multiplications: of either's convolutions and linear layers, an image.
+        labelled: whether accuracies are measured against labels, not against the net's predictions.
+        images, matched_images: numbers of images on which accuracies were measured, and channels matched.
+        image_shape: (channels, height, width).
+        accuracy, invariance_error: name in `NETS` → fraction of the images; mean relative error of the logits, which
+            isn't measured for "test_time", the net averaged over both orientations.
+        parameters: numbers of the net's parameters ("net") and of the GCNN's free ones ("exact").
+        multiplications: per image, in the convolutions and linear layers of either.
         representations: channel group → "fixed" and "swapped", numbers of channels.
-        permutations, similarity: as of `Merge`.
-        grid: how the strides meet the images' size: where they do so symmetrically, the GCNN is invariant to rounding.
-        fine_tuning: how it was fine-tuned, with its loss and training accuracy by epoch; None: not at all.
+        permutations, similarity: as in `Merge`.
+        grid: how the strides meet the images' size; if symmetrically, the GCNN is invariant up to rounding.
+        fine_tuning: its settings, and loss and training accuracy by epoch; None: there was none.
         compiled: whether it is folded for `torch.compile`, and nets are timed compiled.
-        seconds: if it was timed, batch size → net → seconds of a batch, the median; on a CPU those of its processes.
+        seconds: if it was timed, batch size → net → median seconds per batch; on a CPU, CPU time of the process.
         plain: the GCNN as a net of the same class, each of whose kernels satisfies equation (3).
-        folded: the same in half of the multiplications, as `merging.folded` makes it.
+        folded: the same function in fewer multiplications, as `merging.folded` makes it.
     """
 
     name: str
@@ -124,22 +125,22 @@ def exact(
     handlers: Handlers | None = None,
     progress: Progress = lambda stage, done: None,
 ) -> Exact:
-    """The exact GCNN of a net: involution matching, the net halfway with REPAIR, projected, and trained on if asked.
+    """Make the exact GCNN of a net: involution matching, the halfway net with REPAIR, projection, and any fine-tuning.
 
     Args:
-        net: stays as it is.
-        images, labels: what it is measured on, as of `report`.
-        match_images: those that channels are matched and statistics taken on; None: `images`.
-        training: the batches and the recipe that it is fine-tuned by.
-        compiled: whether the folded net is meant for `torch.compile`, which takes sums and differences of channels in
-            one pass, so that more layers are worth folding.
-        timing: whether nets are timed, on batches of `BATCHES`; with `compiled`, as `torch.compile` makes them.
-        handlers: of layers that PyTorch doesn't have, as of `merge`.
+        net: isn't changed.
+        images, labels: what nets are measured on, as in `report`.
+        match_images: on which channels are matched and statistics measured; None: `images`.
+        training: batches and recipe of the fine-tuning; None: no fine-tuning.
+        compiled: whether the folded net is meant for `torch.compile`, which computes sums and differences of channels
+            in one pass, so that more layers are worth folding.
+        timing: whether nets are timed, at the batch sizes `BATCHES`; with `compiled`, after `torch.compile`.
+        handlers: of layers that PyTorch doesn't have, as in `merge`.
         progress: called with each stage's name and the share of it that is done.
 
     Raises:
-        UserError: a symmetry of another order than 2; a net with attention heads or group norms; the fine-tuning
-            diverges; or as of `flip_merge`.
+        UserError: a symmetry whose order isn't 2; a net with attention heads or group norms; the fine-tuning
+            diverges; or as in `flip_merge`.
     """
     symmetry = as_flip(symmetry)
     test = as_images(images)
@@ -147,7 +148,7 @@ def exact(
     logits = check_net("net", net, test)
     check_metrics(logits, labels, test, {})
     if logits.ndim != 2:
-        raise UserError(f"the net's logits have {logits.ndim} dimensions: only of classifiers, (B, classes)")
+        raise UserError(f"the net's logits have {logits.ndim} dimensions; (B, classes) is needed")
     progress("matching", 0)
     traced = TracedNet(net, test.shape, handlers)
     with torch.no_grad():
@@ -167,12 +168,12 @@ def exact(
     plain = nets[list(nets)[-1]]
     fast = folded(traced.copied(plain), symmetry, groups, permutations, compiled)
     progress("measuring", 0)
-    accuracy, used = {}, labels  # without labels, the net's answers stand for them
+    accuracy, used = {}, labels  # without labels, the net's predictions are used
     for key, module in {"net": traced.net, "test_time": Averaged(traced.net, symmetry), **nets}.items():
         scores, used = evaluate(module, test, used, {"accuracy": TOP_1})
         accuracy[key] = scores["accuracy"]
     order = {group: partner.tolist() for group, partner in permutations.items()}
-    fixed = {group: sum(i == j for i, j in enumerate(of)) for group, of in order.items()}
+    fixed = {group: sum(i == j for i, j in enumerate(partners)) for group, partners in order.items()}
     met = grid(traced, test.shape, symmetry)
     called = name or type(net).__name__
     result = Exact(
@@ -190,7 +191,8 @@ def exact(
         },
         multiplications={"net": multiplications(traced, traced.net), "exact": multiplications(traced, fast)},
         representations={
-            group: {"fixed": fixed[group], "swapped": len(of) - fixed[group]} for group, of in order.items()
+            group: {"fixed": fixed[group], "swapped": len(partners) - fixed[group]}
+            for group, partners in order.items()
         },
         permutations=order,
         similarity=aligned.similarity,
@@ -215,18 +217,18 @@ def exact(
                 timed = {key: torch.compile(module) for key, module in timed.items()}
             result.seconds = {count: seconds(timed, test.shape, count) for count in BATCHES}
         except torch._dynamo.exc.TorchDynamoException as error:
-            # no C++ compiler, or a net that it doesn't take
-            reason = first_line(getattr(error, "inner_exception", error))  # of its back end
+            # no C++ compiler, or a net that torch.compile doesn't support
+            reason = first_line(getattr(error, "inner_exception", error))  # from its back end
             result.notes.append(f"nets aren't timed, since torch.compile fails: {reason}")
     return result
 
 
 def as_flip(symmetry: Symmetry | str) -> Symmetry:
-    """As `as_symmetry`; UserError for one of another order than 2."""
+    """As `as_symmetry`, and UserError if the order isn't 2."""
     symmetry = as_symmetry(symmetry)
     if symmetry.order != 2:
         raise UserError(
-            f"symmetry {symmetry.name}: an exact GCNN is made of flips, horizontal_flip or vertical_flip"
+            f"symmetry {symmetry.name}: an exact GCNN needs a flip, horizontal_flip or vertical_flip"
         )
     return symmetry
 
@@ -235,7 +237,7 @@ def as_flip(symmetry: Symmetry | str) -> Symmetry:
 def _fine_tuned(
     tied: TiedNet, batches: ImagesOnDevice, recipe: Recipe, symmetry: Symmetry, progress: Progress
 ) -> dict[str, Any]:
-    """Train the net on, in place; what it was trained by, and how it went."""
+    """Train the net further, in place; returns the settings, and loss and accuracy by epoch."""
     done = train(
         tied,
         batches,
@@ -259,7 +261,7 @@ def _fine_tuned(
 
 @torch.no_grad()
 def seconds(nets: Mapping[str, nn.Module], shape: tuple[int, ...], count: int) -> dict[str, float]:
-    """Seconds a batch of `count`, the median of rounds by turns; on a CPU those that the process computed in."""
+    """Median seconds per batch of `count` images, the nets taking turns; on a CPU, CPU time of the process."""
     device = device_of(next(iter(nets.values())))
     x = torch.randn(count, *shape, device=device).contiguous(memory_format=torch.channels_last)
     on_cpu = device.type == "cpu"
@@ -275,34 +277,34 @@ def seconds(nets: Mapping[str, nn.Module], shape: tuple[int, ...], count: int) -
             if not on_cpu:
                 torch.cuda.synchronize(device)
             taken[name].append(clock() - start)
-    return {name: median(of) for name, of in taken.items()}
+    return {name: median(rounds) for name, rounds in taken.items()}
 
 
 def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
-    """Write `exact.safetensors`, `exact.pt2` and `exact.json`, each whole or not at all; returns what was written.
+    """Write `exact.safetensors`, `exact.pt2` and `exact.json`, each whole or not at all; returns the paths written.
 
-    The first is a state dict for the net's own class, whose header calls it `net`; the second the folded net as
-    `torch.export` has it, with its weights, for images in any number. Neither needs this library. If `torch.export`
-    doesn't take the net, a note says so in place of the second. UserError if the folder can't be written.
+    The first is a state dict for the net's class, with the name `net` in its header; the second is the folded net as
+    exported by `torch.export`, with its weights, for any number of images. Neither needs this library. If
+    `torch.export` doesn't support the net, a note replaces the second. UserError if the folder can't be written.
     """
     weights, program, numbers = written = [Path(folder) / name for name in FILES]
     for path in written:
         check_writable(path)
-        path.unlink(missing_ok=True)  # none stays beside those of another run
+        path.unlink(missing_ok=True)  # no file of an earlier run remains
     which = "exact_fine_tuned" if result.fine_tuning else "exact"
     about = {key: getattr(result, key) for key in ("symmetry", "accuracy", "invariance_error")}
     about = {"relusym": __version__, "net": net, "which": which} | about
     checkpoint.save(weights, result.plain.state_dict(), about)
     try:
         made = exported(result.folded, result.image_shape)
-    except Exception as error:  # whatever it doesn't know
+    except Exception as error:  # torch.export raises all kinds
         result.notes.append(
-            f"{program.name} isn't written, since torch.export doesn't take the net: {first_line(error)}"
+            f"{program.name} isn't written, since torch.export doesn't support the net: {first_line(error)}"
         )
         written.remove(program)
     else:
         with write_whole(program) as part, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kernels with channels last: they are stored as they are
+            warnings.simplefilter("ignore")  # about channels-last kernels, which are stored as they are
             torch.export.save(made, part)
     with write_whole(numbers) as part:
         part.write_text(json.dumps(finite(result.numbers()), allow_nan=False) + "\n", encoding="utf-8")
@@ -311,7 +313,7 @@ def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
 
 @torch.no_grad()
 def exported(net: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    """A net as an exported program on the CPU, for images of a shape in any number."""
+    """A net as an exported program on the CPU, for any number of images of this shape."""
     net = deepcopy(net).cpu().eval().requires_grad_(False)
     batch = ({0: torch.export.Dim("batch")},)
     return torch.export.export(net, (torch.zeros(2, *shape),), dynamic_shapes=batch)

@@ -1,6 +1,6 @@
 """Images from a folder, CIFAR10's official files, an .npz or a file of tensors.
 
-Those of a folder are decoded once, into a file that is gone with the process.
+Those of a folder are decoded once, into a temporary file that disappears with the process.
 """
 
 import os
@@ -31,13 +31,13 @@ from relusym.nets.weights import read_contents
 from relusym.randomness import generator
 
 ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-OF_MACOS = "__MACOSX"  # what its archives have beside the folder
-# Names of entries in files, in lower case; of a file that has training images, too, the test images.
+MACOS_FOLDER = "__MACOSX"  # which macOS adds to archives
+# Names of entries in files, in lower case; if a file has training images, too, the test images are read.
 IMAGES = "images", "image", "x", "data", "arr_0", "x_test", "test_images"
 LABELS = "labels", "label", "y", "targets", "target", "arr_1", "y_test", "test_labels"
 READ = {*IMAGES, *LABELS}
 FOLDER = "folder"
-GIVEN = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
+INPUTS = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
 SHOWN = 12  # classes in a note
 DAMAGED = (ValueError, OSError, EOFError, KeyError, NotImplementedError, MemoryError, zlib.error)
 DAMAGED += (zipfile.BadZipFile,)
@@ -48,8 +48,8 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 class Sizing:
     """How images of a folder are brought to one size.
 
-    The shorter side is resized to `resize` (with `squash`, both sides) by Pillow's filter of that name; then the square
-    `crop` is cut out of the middle.
+    The shorter side is resized to `resize` (with `squash`, both sides) by Pillow's filter of that name; then the
+    central square of side `crop` is cut out.
     """
 
     resize: int
@@ -73,7 +73,7 @@ class Sizing:
 class Pictures:
     """Images as they were read: uint8 (N, H, W, 3) or (N, H, W, 1); int64 labels (N,), or None.
 
-    `classes`: the class folders' names, or CIFAR10's, or none; `notes`: what a reader has to know of them, a line each.
+    `classes`: the class folders' names, or CIFAR10's, or none; `notes`: what a reader should know, a line each.
     """
 
     pixels: Tensor
@@ -82,7 +82,7 @@ class Pictures:
     notes: tuple[str, ...] = ()
 
     def chosen(self, count: int | None, seed: int) -> "Pictures":
-        """A seeded choice of `count` of them in random order; None: all, in random order."""
+        """A seeded choice of `count` images in random order; None: all, in random order."""
         order = torch.randperm(len(self.pixels), generator=generator(seed, "images"))[:count]
         labels = None if self.labels is None else self.labels[order]
         return replace(self, pixels=self.pixels[order], labels=labels)
@@ -99,20 +99,21 @@ def read(
 ) -> Pictures:
     """Images in a random order, and their labels.
 
-    UserError if there are no images, they can't be read, or are of two sizes; labels are of another length, or no whole
-    numbers from 0.
+    UserError if there are no images, they can't be read, or they differ in size; if there are more or fewer labels than
+    images, or the labels aren't whole numbers from 0.
 
     Args:
         path: a folder, with or without class folders; CIFAR10's official files; an .npz or a tensor file with `images`.
-        labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in the
-            order of the images' names; None: CIFAR10's own, those of an .npz or tensor file (`labels`), or none.
-        size, limit: of images of a folder; at most so many images, a seeded choice.
-        grey: of a folder, (N, H, W, 1), photos in colour converted.
+        labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number per image, in the
+            order of the images' names; None: CIFAR10's, those of an .npz or tensor file (`labels`), or none.
+        size: for images of a folder.
+        limit: the greatest number of images, a seeded choice.
+        grey: whether images of a folder are read as (N, H, W, 1), those in colour converted.
         split: "train" or "test" of CIFAR10's official files; None: "test".
     """
     source = Path(path)
     if not source.exists():
-        raise UserError(f"images: there is no {path}; allowed is {GIVEN}")
+        raise UserError(f"images: there is no {path}; allowed is {INPUTS}")
     official = cifar10.recognised(source)
     if split and not official:
         raise UserError(
@@ -123,7 +124,7 @@ def read(
     if size is not None:
         raise UserError("--size resizes images of a folder; those of a file are taken as they are")
     if labels == FOLDER:
-        has = "its labels, so leave the option out" if official else "no class folders"
+        has = "its own labels, so leave the option out" if official else "no class folders"
         raise UserError(f"--labels folder takes labels from class folders, but {path} has {has}")
     if official:
         return _from_cifar10(*official, split or "test", labels).chosen(limit, seed)
@@ -158,7 +159,7 @@ def _contents(path: Path) -> dict[Any, Any]:
     try:
         if kind == ".npz":
             _check_declared(path)
-            with np.load(path, allow_pickle=False) as arrays:  # whatever else it holds isn't read
+            with np.load(path, allow_pickle=False) as arrays:  # other entries aren't read
                 return {key: arrays[key] if key.lower() in READ else None for key in arrays}
         if kind == ".npy":
             return {"images": np.load(path, allow_pickle=False, mmap_mode="r")}
@@ -169,7 +170,7 @@ def _contents(path: Path) -> dict[Any, Any]:
             what = "an array of Python objects, whose loading could run code: save plain numbers"
         raise UserError(f"images: {path} is {what}") from error
     if kind not in (".pt", ".pth", ".safetensors"):
-        raise UserError(f"images: {path} given; allowed is {GIVEN}")
+        raise UserError(f"images: {path} given; allowed is {INPUTS}")
     contents = read_contents(path)
     if isinstance(contents, Tensor):
         return {"images": contents}
@@ -177,13 +178,13 @@ def _contents(path: Path) -> dict[Any, Any]:
         return dict(zip(("images", "labels"), contents, strict=True))
     if not isinstance(contents, dict):
         raise UserError(
-            f"images: {path} holds {type(contents).__name__}; a tensor, or a dict of images and labels"
+            f"images: {path} holds {type(contents).__name__}; allowed is a tensor, or a dict of images and labels"
         )
     return contents
 
 
 def _check_declared(path: Path) -> None:
-    """An array can declare any size, which NumPy would set aside memory for before it read a byte."""
+    """Refuse arrays that declare more than the file or memory holds: NumPy would allocate it before it read a byte."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.filename.removesuffix(".npy").lower() not in READ:
@@ -199,13 +200,13 @@ def _check_declared(path: Path) -> None:
                 raise ValueError(f"{entry.filename} declares {declared:,} bytes and has {entry.file_size:,}")
             if declared > memory:
                 raise UserError(
-                    f"images: {path} holds {declared / 2**30:.0f} GiB, this machine's memory {memory / 2**30:.0f}: "
+                    f"images: {path} holds {declared / 2**30:.0f} GiB, and this machine's memory {memory / 2**30:.0f}: "
                     "give fewer images, or a folder of them"
                 )
 
 
 def _named(checked: Callable[[Any], Tensor], values: Any, path: str) -> Tensor:
-    """What a check makes of a file's values; its errors name the file."""
+    """The tensor that a check makes of a file's values; its errors name the file."""
     try:
         return checked(values)
     except UserError as error:
@@ -215,7 +216,7 @@ def _named(checked: Callable[[Any], Tensor], values: Any, path: str) -> Tensor:
 def _labels(path: str) -> Tensor:
     if not Path(path).is_file():
         raise UserError(
-            f"labels: {path!r} given; allowed is 'folder', or a .npy or .txt with one number an image"
+            f"labels: {path!r} given; allowed is 'folder', or a .npy or .txt with one number per image"
         )
     try:
         if path.lower().endswith(".npy"):
@@ -226,16 +227,16 @@ def _labels(path: str) -> Tensor:
     except DAMAGED as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"labels: {path} can't be read ({reason}): one whole number an image is needed"
+            f"labels: {path} can't be read ({reason}): one whole number per image is needed"
         ) from error
     return _named(whole_numbers, numbers, path)
 
 
 def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files that aren't hidden, links followed, but none in a circle; links that lead nowhere, too."""
+    """All files that aren't hidden, links followed, but not in circles; broken links, too."""
     real = os.path.realpath(folder)
     for path in folder.iterdir() if real not in above else ():
-        if path.name.startswith(".") or path.name == OF_MACOS:
+        if path.name.startswith(".") or path.name == MACOS_FOLDER:
             continue
         if path.is_dir():
             yield from _files(path, (*above, real))
@@ -255,13 +256,11 @@ def _from_folder(
     ]
     paths = [path for path, kind in zip(files, kinds, strict=True) if kind in ENDINGS]
     others = Counter(kind for kind in kinds if kind not in ENDINGS)
-    passed_over = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+    skipped = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
     if not paths:
-        holds = f"no images ({', '.join(sorted(ENDINGS))})" + (f", but {passed_over}" if others else "")
+        holds = f"no images ({', '.join(sorted(ENDINGS))})" + (f", but {skipped}" if others else "")
         raise UserError(f"images: {folder} holds {holds}")
-    notes = (
-        [f"images: {others.total()} files that are none were passed over: {passed_over}"] if others else []
-    )
+    notes = [f"images: {others.total()} files that aren't images were skipped: {skipped}"] if others else []
     classes: tuple[str, ...] = ()
     known = None
     if labels == FOLDER:
@@ -276,7 +275,7 @@ def _from_folder(
 
 
 def _order_note(paths: list[Path]) -> list[str]:
-    """That images which differ by numbers in their names aren't in the order of these numbers, if so."""
+    """A note if images whose names differ only in numbers aren't in the order of these numbers."""
 
     def numbered(path: Path) -> list[list[tuple[int, str]]]:
         pieces = (re.split(r"(\d+)", part) for part in path.parts)
@@ -286,45 +285,45 @@ def _order_note(paths: list[Path]) -> list[str]:
         if path != other and re.sub(r"\d+", "", str(path)) == re.sub(r"\d+", "", str(other)):
             return [
                 f"labels: they are taken to be in the order of the images' names as text, in which {path.name} comes "
-                f"before {other.name}; if they are in the order of numbers, write names with zeros in front"
+                f"before {other.name}; if they are in numerical order, pad the numbers in the names with zeros"
             ]
     return []
 
 
 def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[str, ...], Tensor]:
     folders = (entry.name for entry in folder.iterdir() if entry.is_dir())
-    classes = tuple(sorted(name for name in folders if not name.startswith(".") and name != OF_MACOS))
+    classes = tuple(sorted(name for name in folders if not name.startswith(".") and name != MACOS_FOLDER))
     index = {name: i for i, name in enumerate(classes)}
     outside = [path for path in paths if len(path.relative_to(folder).parts) < 2]
     if not classes or outside:
         what = f"{outside[0]} is in none" if classes else "it holds none"
-        raise UserError(f"--labels folder: {folder} should hold one folder a class, but {what}")
+        raise UserError(f"--labels folder: {folder} should hold one folder per class, but {what}")
     known = torch.tensor([index[path.relative_to(folder).parts[0]] for path in paths])
     counts = known.bincount(minlength=len(classes)).tolist()
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        notes.append(f"labels: no images in {listed(empty, SHOWN)}, which count as classes all the same")
+        notes.append(f"labels: no images in {listed(empty, SHOWN)}, which still count as classes")
     numeric = [name for name in classes if name.isdecimal()]
     if any(int(name) != index[name] for name in numeric):
         notes.append(
             f"labels: class folders are numbered in alphabetical order, so that folder {numeric[0]} is class "
-            f"{index[numeric[0]]}, …, {numeric[-1]} is {index[numeric[-1]]}; if numbers are meant, give --labels FILE"
+            f"{index[numeric[0]]}, …, {numeric[-1]} is {index[numeric[-1]]}; if that is wrong, give --labels FILE"
         )
     return classes, known
 
 
 def _decoded(paths: list[Path], size: Sizing | None, grey: bool) -> Tensor:
-    """The images, (N, H, W, 3 or 1), in a file without a name that only the pages in use are read of."""
+    """The images, (N, H, W, 3 or 1), mapped from an unnamed file, so that only pages in use take memory."""
     pixels, first = None, paths[0]
     for i, path in enumerate(paths):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF data
+            warnings.simplefilter("ignore")  # about damaged EXIF data
             image = open_image(path)
-            with suppress(SyntaxError, struct.error):  # which viewers disregard, too
-                image = ImageOps.exif_transpose(image)  # the way up that viewers show it
+            with suppress(SyntaxError, struct.error):  # which viewers ignore, too
+                image = ImageOps.exif_transpose(image)  # upright, as viewers show it
         image = image if size is None else size(image)
         array = np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image)
         if pixels is None:
-            pixels = _held((len(paths), *array.shape))
+            pixels = _allocated((len(paths), *array.shape))
         if array.shape != pixels.shape[1:]:
             sizes = ["×".join(map(str, shape[1::-1])) for shape in (array.shape, pixels.shape[1:])]
             raise UserError(
@@ -334,17 +333,17 @@ def _decoded(paths: list[Path], size: Sizing | None, grey: bool) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def _held(shape: tuple[int, ...]) -> np.ndarray:
-    """Room for pixels, set aside at once: a disk that fills up later would end the process without a word."""
+def _allocated(shape: tuple[int, ...]) -> np.ndarray:
+    """Space for pixels, allocated at once: a disk that filled up later would kill the process without a message."""
     count = int(np.prod(shape))
     try:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as what is mapped)
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the array)
         if hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(file.fileno(), 0, count)
         file.truncate(count)
         return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
         raise UserError(
-            f"images take {count / 2**20:,.0f} MiB of temporary files, which aren't to be had ({error.strerror}): set "
-            "TMPDIR to a folder with more room, or give fewer by --limit"
+            f"images take {count / 2**20:,.0f} MiB of temporary files, which can't be allocated ({error.strerror}): "
+            "set TMPDIR to a folder with more room, or give fewer with --limit"
         ) from error

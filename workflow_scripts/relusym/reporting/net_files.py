@@ -32,12 +32,12 @@ from relusym.reporting.image_files import Sizing
 NAMED = "file.py:callable, module:callable, torchvision:name, timm:name or hf:name_or_folder"
 RANDOM = "random"
 SHOWN = 3  # names of tensors in a message
-HUB_SECONDS = 5  # that Hugging Face's hub has to answer
+HUB_SECONDS = 5  # within which Hugging Face's hub has to answer
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How a net's images are made, as its package says: mean and std of channels in 0…1; size of a folder's."""
+    """A net's preprocessing, as its package defines it: channels' mean and std in 0…1; size, for images of a folder."""
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -45,15 +45,15 @@ class Preset:
 
 
 def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset | None]:
-    """A net by what the command line calls it, with its weights, in evaluation mode; how its images are made, if known.
+    """Build a net by its name on the command line, in evaluation mode, with its weights; returns it and any preset.
 
-    UserError if there is no such net, or the weights aren't its.
+    UserError if there is no such net, or the weights don't fit it.
 
     Args:
         spec: `file.py:callable` or `module:callable`, a callable without arguments that returns a net, or a net;
             `torchvision:name`, `timm:name`, `hf:name_or_folder`.
-        weights: a file, with `:prefix` behind it if it holds several sets; "random", of `seed`; of torchvision's nets
-            also a name such as `IMAGENET1K_V1`; None: those that the callable gives it, or the package's.
+        weights: a file, followed by `:prefix` if it holds several sets; "random", drawn by `seed`; for torchvision's
+            nets also a name such as `IMAGENET1K_V1`; None: those that the callable sets, or the package's.
     """
     package, _, name = spec.partition(":")
     if not spec.rpartition(":")[0] or not spec.rpartition(":")[2]:
@@ -65,17 +65,17 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
     else:
         with _settings_kept():
             made = load_object(spec, "net")
-            torch.manual_seed(seed)  # which an import may change
+            torch.manual_seed(seed)  # again, since an import may change it
             net = without_wrappers(called(made, spec))
     for key, tensor in net.named_parameters():
         if wrong := without_values(tensor):
             raise UserError(f"net {spec}: {key} {wrong}")
     if package not in PACKAGES:
-        net = copied(net)  # a module gives the same net whenever it is asked
+        net = copied(net)  # a module's net is the same object each time
     if weights is not None and weights != RANDOM and not _is_name(package, weights):
         load_weights(net, weights)
     for tensor in (*net.parameters(), *net.buffers()):
-        # not by Module.to, which takes no bank of kernels, of five dimensions
+        # not by Module.to, which fails on banks of kernels, which have five dimensions
         if tensor.ndim == 4 and tensor.layout == torch.strided and not tensor.is_quantized:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return net.eval(), preset
@@ -83,7 +83,7 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """What users' code sets for the whole process, such as PyTorch's default type, ends with the context."""
+    """Undo at the end what users' code sets for the whole process, such as PyTorch's default dtype."""
     folder, kind, device = Path.cwd(), torch.get_default_dtype(), torch.get_default_device()
     with warnings.catch_warnings(), torch.set_grad_enabled(torch.is_grad_enabled()):
         try:
@@ -96,24 +96,24 @@ def _settings_kept() -> Iterator[None]:
 
 
 def check_distinct(spec: str, nets: Sequence[nn.Module], weights: Sequence[str | None]) -> None:
-    """UserError if nets with random weights have the same ones."""
+    """UserError if nets with random weights have the same weights."""
     drawn = [net.state_dict() for net, which in zip(nets, weights, strict=True) if which == RANDOM]
     first = drawn[0] if drawn else {}
     if any(all(torch.equal(x, other[key]) for key, x in first.items()) for other in drawn[1:]):
         raise UserError(
-            f"weights random: net {spec} has the same ones whenever it is made, so there are no two to merge: it "
-            "should neither set a seed nor be a net that is there already"
+            f"weights random: net {spec} has the same weights whenever it is made, so there are no two to merge: it "
+            "should neither set a seed nor be a net that exists already"
         )
 
 
 def reads_grey(net: nn.Module) -> bool:
-    """Whether its first convolution that could read an image reads one of a single channel."""
+    """Whether the first convolution that could read an image reads a single channel."""
     convs = (layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
     return next((conv.in_channels for conv in convs if conv.in_channels in COLOURS), 3) == 1
 
 
 def name_of(spec: str, net: nn.Module) -> str:
-    """What a report calls a net: its package's name, its class, or, of PyTorch's own classes, the callable's name."""
+    """A net's name in reports: that in its package, its class, or, for PyTorch's own classes, the callable's name."""
     package, _, name = spec.partition(":")
     if package in PACKAGES:
         return Path(name).name
@@ -121,7 +121,7 @@ def name_of(spec: str, net: nn.Module) -> str:
 
 
 def called(made: Any, spec: str) -> nn.Module:
-    """A net, or what a callable without arguments makes; UserError if it needs some, fails, or makes something else."""
+    """A net, or the net that a callable returns; UserError if it needs arguments, fails, or returns something else."""
     if not isinstance(made, nn.Module):
         if not callable(made):
             raise UserError(
@@ -145,8 +145,8 @@ def called(made: Any, spec: str) -> nn.Module:
 
 
 def load_object(spec: str, what: str) -> Any:
-    """What `file.py:name` or `module:name` names; UserError if it is missing, can't be imported, or has no such
-    name."""
+    """The object named by `file.py:name` or `module:name`; UserError if the file or module is missing, can't be
+    imported, or has no such name."""
     where, _, name = spec.rpartition(":")
     try:
         if where.endswith(".py"):
@@ -162,7 +162,7 @@ def load_object(spec: str, what: str) -> Any:
         raise
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{what} {spec}: {theirs(error)}; modules of your own are found with PYTHONPATH=folder"
+            f"{what} {spec}: {theirs(error)}; for modules of your own, set PYTHONPATH=folder"
         ) from error
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(f"{what} {spec}: importing {where} fails: {theirs(error)}") from error
@@ -177,14 +177,14 @@ def load_object(spec: str, what: str) -> Any:
 
 
 def load_metric(spec: str) -> tuple[str, Metric]:
-    """A metric `file.py:fn` or `module:fn`, of logits and labels to one number an image, and its name."""
+    """A metric `file.py:fn` or `module:fn`, logits and labels → one number per image, and its name."""
     if ":" not in spec:
         raise UserError(
             f"metric {spec!r} given; allowed is file.py:fn or module:fn, fn(logits, labels) → (B,)"
         )
     name = spec.rpartition(":")[2]
     if name in MEASURED:
-        raise UserError(f"metric {spec}: {name} is measured in any case; give yours another name")
+        raise UserError(f"metric {spec}: {name} is always measured; give yours another name")
     with _settings_kept():
         metric = load_object(spec, "metric")
     if not callable(metric) and not isinstance(metric, Metric):
@@ -219,11 +219,11 @@ def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset
         entry = known.DEFAULT if weights is None else known[weights]
     except KeyError as error:
         raise UserError(
-            f"weights {weights!r} given; torchvision's {name} has {', '.join(one.name for one in known)}"
+            f"weights {weights!r} given; torchvision's {name} has {', '.join(choice.name for choice in known)}"
         ) from error
     try:
         net = models.get_model(name, weights=entry)
-    except OSError as error:  # urllib's errors are
+    except OSError as error:  # as urllib's errors are
         raise UserError(
             f"{entry.url} can't be downloaded ({first_line(error)}): give --weights FILE, or --weights random"
         ) from error
@@ -237,14 +237,14 @@ def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset
 
 
 def _without_hub() -> str | None:
-    """Why Hugging Face's hub can't be reached, if so: its client, imported after this, then reads its cache alone.
+    """Why Hugging Face's hub can't be reached, or None. If it can't, its client, imported later, only reads its cache.
 
-    Left to itself, the client asks again for minutes.
+    Left to itself, the client would retry for minutes.
     """
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urlopen(Request(hub, method="HEAD"), timeout=HUB_SECONDS).close()
-    except (HTTPError, HTTPException, ValueError):  # it answers, or its client knows better what is wrong
+    except (HTTPError, HTTPException, ValueError):  # it answers, or its client reports the error better
         return None
     except OSError as error:
         reason = getattr(error, "reason", error)
@@ -262,8 +262,8 @@ def _from_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
         raise UserError(f"timm has no net {name!r}: timm.list_models() lists them")
     try:
         net = timm.create_model(name, pretrained=weights is None)
-    except Exception as error:  # of the hub, of its client, of the network, by many names
-        raise UserError(_not_to_be_had("timm", name, offline, error)) from error
+    except Exception as error:  # from the hub, its client or the network, of many types
+        raise UserError(_unavailable("timm", name, offline, error)) from error
     how = timm.data.resolve_model_data_config(net)
     crop = how["input_size"][-1]
     squash = how["crop_mode"] == "squash"
@@ -281,18 +281,18 @@ def _from_hugging_face(name: str, weights: str | None) -> tuple[nn.Module, Prese
             net = nets.from_pretrained(name, **local)
         else:
             net = nets.from_config(transformers.AutoConfig.from_pretrained(name, **local))
-    except Exception as error:  # of the hub, of its client, of the network, by many names
-        raise UserError(_not_to_be_had("Hugging Face", name, offline, error)) from error
+    except Exception as error:  # from the hub, its client or the network, of many types
+        raise UserError(_unavailable("Hugging Face", name, offline, error)) from error
     try:
         reader = importlib.import_module("transformers.image_processing_utils").BaseImageProcessor
         how = reader.get_image_processor_dict(name, **local)[0]
-    except OSError:  # the net comes without
+    except OSError:  # the net has no such file
         return net, None
     return net, preset_of_processor(how)
 
 
 def preset_of_processor(how: Mapping[str, Any]) -> Preset | None:
-    """What Hugging Face's preprocessor_config.json says of a net's images; None: something else."""
+    """The preset in Hugging Face's preprocessor_config.json; None if it doesn't scale pixels to 0…1."""
     if abs(how.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3 or not how.get("do_rescale", True):
         return None
     normal = (how["image_mean"], how["image_std"]) if how.get("do_normalize", True) else ([0.0], [1.0])
@@ -310,12 +310,12 @@ def preset_of_processor(how: Mapping[str, Any]) -> Preset | None:
     return Preset(*normal, size)
 
 
-def _not_to_be_had(package: str, name: str, offline: str | None, error: Exception) -> str:
+def _unavailable(package: str, name: str, offline: str | None, error: Exception) -> str:
     why = offline or f"{type(error).__name__}: {first_line(error)}"
-    return f"{package}'s {name} can't be had ({why}): give --weights FILE, or --weights random"
+    return f"{package}'s {name} can't be loaded ({why}): give --weights FILE, or --weights random"
 
 
-WHOLE = 384  # pixels from which on ConvNeXt's images are squeezed, and not cropped
+WHOLE = 384  # pixels from which on ConvNeXt's images are squashed instead of cropped
 PACKAGES = {"torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hugging_face}
 
 
@@ -326,7 +326,7 @@ def _is_name(where: str, weights: str) -> bool:
 
 
 def card_of(weights: str | None) -> dict[str, Any] | None:
-    """What this package wrote in the header of a file of weights, if it wrote it."""
+    """The card in the header of a file of weights; None if this package didn't write it."""
     try:
         about = checkpoint.load_arrays(weights or "", [])[1]
     except UserError:
@@ -336,10 +336,10 @@ def card_of(weights: str | None) -> dict[str, Any] | None:
 
 
 def load_weights(net: nn.Module, path: str) -> None:
-    """Load a state dict into a net: safetensors, or what torch.save wrote; wrappers and prefixes are found.
+    """Load a state dict into a net: safetensors, or a file by torch.save; wrappers and prefixes are recognised.
 
-    Behind the file in `path` stands `:prefix`, as in `last.pt:ema`, if several sets of weights in it fit. UserError if
-    the file is missing or damaged, holds code, or another net's weights; or if several sets fit, and none is chosen.
+    `path` is followed by `:prefix`, as in `last.pt:ema`, if several sets of weights in the file fit. UserError if the
+    file is missing or damaged, holds code, or another net's weights; or if several sets fit, and none is chosen.
     """
     file, _, prefix = path.rpartition(":")
     if Path(path).is_file() or not file:
@@ -347,7 +347,7 @@ def load_weights(net: nn.Module, path: str) -> None:
     if not Path(file).is_file():
         raise UserError(f"weights: there is no file {file}")
     expected, parameters = net.state_dict(), dict(net.named_parameters(remove_duplicate=False))
-    # an average may be of the parameters alone
+    # a running average of weights may have the parameters alone
     needed = {key: expected[key] for key in expected if key in parameters} or expected
     sets = _sets(read_tensors(Path(file)), needed)
     if not sets:
@@ -375,7 +375,7 @@ def load_weights(net: nn.Module, path: str) -> None:
             )
         if key in expected and expected[key].is_floating_point() and not tensor.is_floating_point():
             raise UserError(
-                f"weights {file}: {key} is {tensor.dtype}, as of a quantised net: give plain float32 tensors"
+                f"weights {file}: {key} is {tensor.dtype}, as in a quantised net: give plain float32 tensors"
             )
     state = {k: v for k, v in expected.items() if k.endswith(".num_batches_tracked")} | state
     if wrong := misfits(state, expected, most=SHOWN):
@@ -384,7 +384,7 @@ def load_weights(net: nn.Module, path: str) -> None:
 
 
 def _sets(contents: Any, expected: Mapping[str, Tensor], path: str = "") -> dict[str, dict[str, Tensor]]:
-    """All sets of weights in a checkpoint: what stands before their names (of dicts, of modules) → state dict."""
+    """All sets of weights in a checkpoint: what precedes their names (keys of dicts, modules) → state dict."""
     if not isinstance(contents, Mapping):
         return {}
     tensors = {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}
@@ -397,7 +397,7 @@ def _sets(contents: Any, expected: Mapping[str, Tensor], path: str = "") -> dict
     }
     whole = [head for head, state in under.items() if _fits(state, expected)]
     sets = {}
-    for head, state in under.items():  # without the sets below it, such as `ema.` beside a net's own weights
+    for head, state in under.items():  # without the sets below it, such as `ema.` beside a net's weights
         below = tuple(other.removeprefix(head) for other in whole if other != head and other.startswith(head))
         sets[f"{path}{head}".removesuffix(".")] = {
             key: tensor for key, tensor in state.items() if not (below and key.startswith(below))

@@ -1,5 +1,5 @@
-"""A report as files: one HTML page that needs no network and no scripts, tables, numbers, and the nets; so of
-several."""
+"""A report as files: one HTML page that needs neither network nor scripts, tables, numbers, and the nets; and the
+comparison of several reports."""
 
 import base64
 import csv
@@ -42,11 +42,11 @@ FILES = (
     *(f"{name}.csv" for name in TABLES),
     *(f"{name}.safetensors" for name in SAVED),
 )
-PICTURES = {  # what is read out, or shown where the picture isn't
+PICTURES = {  # alternative texts
     "nets": "Bars: scores of the net, of its flipped self and of the nets halfway between",
-    "equivariance": "Lines: relative equivariance error by layer, with matched, own and random partners",
-    "sources": "Stacked bars: shares of each layer's error that a permutation, another linear map, or none mends",
-    "partners": "Maps of channels on an image, and of their partners on the transformed image",
+    "equivariance": "Lines: relative equivariance error by layer, with matched, unpermuted and random channels",
+    "sources": "Stacked bars: shares of each layer's error that a permutation, another linear map, or none removes",
+    "partners": "Feature maps of channels on an image, and of their partners on the transformed image",
     "orbits": "Stacked bars: shares of channels that are their own partner, swap, or lie on longer cycles",
     "kernels": "Line: violation of the kernel constraint by convolution",
     "fails": "Lines: barriers of partial merges by layer",
@@ -58,12 +58,12 @@ DETAILS = {
     "where_it_fails": "Partial merges",
     "classes": "Accuracy by class",
     "curve": "The line between the net and its flipped self",
-    "lie_derivative": "Under small moves and turns: the Lie derivative by layer, a pixel, and the barrier up to it",
+    "lie_derivative": "Small translations and rotations: the Lie derivative by layer, per pixel, and barrier up to it",
 }
 
 
 def write_report(report: Report, folder: str | Path) -> Path:
-    """Write the page, `report.json`, CSVs and nets, each whole or not at all; the page's path, or UserError."""
+    """Write the page, `report.json`, CSVs and nets, each whole or not at all; returns the page's path, or UserError."""
     folder = Path(folder)
     remove_older(folder)
     write_numbers(folder, tables(report), report.numbers())
@@ -76,7 +76,7 @@ def write_report(report: Report, folder: str | Path) -> Path:
 
 
 def card(merged: Merge, net: str, which: str) -> dict[str, Any]:
-    """What a saved net is, for the header of its file: of which net, which one, and all scores and barriers."""
+    """The header of a saved net's file: the net's name, which of its merges this is, and all scores and barriers."""
     return {
         "relusym": __version__,
         "net": net,
@@ -89,7 +89,7 @@ def card(merged: Merge, net: str, which: str) -> dict[str, Any]:
 
 
 def remove_older(folder: Path) -> None:
-    """Remove what an older report left in the folder, so that none of it is taken for the new one's."""
+    """Remove an older report's files from the folder, so that none is taken for the new report's."""
     try:
         older = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -100,7 +100,7 @@ def remove_older(folder: Path) -> None:
 
 
 def filled(template: str, **words: Any) -> str:
-    """A template of this folder with its words and the style that all pages share."""
+    """A template of this folder, filled with its words and the stylesheet that all pages share."""
     text, style = (
         files("relusym.reporting").joinpath(name).read_text(encoding="utf-8")
         for name in (template, "page.css")
@@ -122,11 +122,11 @@ def write_numbers(
 def write_text(path: Path, text: str) -> None:
     """Write a text, whole or not at all."""
     with write_whole(path) as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may be in no encoding
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names needn't be valid text
 
 
 def tables(report: Report) -> dict[str, list[list[Any]]]:
-    """The tables by name, headings first: those of `TABLES`, without the last three where there are none."""
+    """The tables by name, headings first: those of `TABLES`, the last three only if they were measured."""
     merged, metrics = report.merged, list(report.merged.scores)
     nets = [["net", *metrics, "barrier", *(f"absolute_barrier_{metric}" for metric in metrics)]]
     for net in merged.accuracy:
@@ -168,7 +168,7 @@ def tables(report: Report) -> dict[str, list[list[Any]]]:
 
 
 def _rows(measured: Iterable[Any], *headings: str) -> list[list[Any]]:
-    """The fields of dataclasses, those of dicts side by side."""
+    """Headings, and a row for each dataclass: its fields, and the entries of its dicts, side by side."""
     fields = [
         [value if isinstance(value, dict) else {"": value} for value in vars(part).values()]
         for part in measured
@@ -179,10 +179,10 @@ def _rows(measured: Iterable[Any], *headings: str) -> list[list[Any]]:
 def page(report: Report) -> str:
     """The HTML page."""
     merged, drawn, rows = report.merged, pictures(report), tables(report)
-    steps = f" On {report.partial_images} images."
+    steps = f" Measured on {report.partial_images} images."
     steps = steps if report.partial else " They were left out of this report."
     agreement = (
-        " There are no labels: accuracies are the shares of images on which a net agrees with the net itself."
+        " Without labels, accuracy is agreement: the share of images on which a net and the net itself agree."
     )
     held = {name: value for name, value in merged.checks.items() if value <= LIMITS[name][0]}
     nets = [f"<code>{name}.safetensors</code>" for name in SAVED if name in merged.nets]
@@ -227,10 +227,10 @@ def _tiles(report: Report) -> str:
     accuracy, barrier, measure = report.merged.accuracy, report.merged.barrier, report.measure
     tiles = {
         measure: f"{accuracy['net']:.4f}",
-        f"flip-{measure}: its flipped self's, on the same images": f"{accuracy['flipped']:.4f}",
+        f"flip-{measure}: of its flipped self, on the same images": f"{accuracy['flipped']:.4f}",
         "relative invariance error of the logits": number(report.invariance_error),
         "GCNN barrier, with REPAIR": barrier_text(None if report.merged.alike else barrier["repaired"]),
-        "GCNN barrier, without": barrier_text(None if report.merged.alike else barrier["halfway"]),
+        "GCNN barrier, without REPAIR": barrier_text(None if report.merged.alike else barrier["halfway"]),
     }
     return "".join(
         f"<div class='tile'><b>{escape(value)}</b><span>{escape(text)}</span></div>"
@@ -246,7 +246,7 @@ def _picture(name: str, svg: str | None) -> str:
 
 
 def table(rows: list[list[Any]], *, names: bool = False) -> str:
-    """Rows as HTML, headings first; with `names`, the first column is nets, and comes out in words."""
+    """Rows as an HTML table, headings first; with `names`, the nets in the first column are spelled out."""
     head = "".join(f"<th>{escape(str(cell).replace('_', ' '))}</th>" for cell in rows[0])
     lines = []
     for first, *rest in rows[1:]:
@@ -263,7 +263,7 @@ def table(rows: list[list[Any]], *, names: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Reports of several nets; `pairs`: (row, column), two reports' places, row > column → net halfway → barrier."""
+    """Reports on several nets. `pairs`: (i, j), indices of two reports, i > j → merged net's name → barrier."""
 
     reports: list[Report]
     pairs: Mapping[tuple[int, int], Mapping[str, float | None]]
@@ -273,7 +273,7 @@ class Comparison:
         return [report.name for report in self.reports]
 
     def matrix(self, which: str = "repaired") -> list[list[float | None]]:
-        """Barriers between all nets; on the diagonal, of each with its transformed self (the GCNN barrier)."""
+        """Barriers between each two nets; on the diagonal, between each and its transformed self (the GCNN barrier)."""
         flips = {(i, i): report.merged.barrier for i, report in enumerate(self.reports)}
         barriers, places = flips | {**self.pairs}, range(len(self.reports))
         return [[barriers[max(i, j), min(i, j)][which] for j in places] for i in places]
@@ -288,7 +288,7 @@ class Comparison:
         }
 
     def tables(self) -> dict[str, list[list[Any]]]:
-        """By name, headings first: the matrix; a row a net; each layer's equivariance error with matched channels."""
+        """By name, headings first: the barrier matrix; a row per net; layers' equivariance errors, channels matched."""
         first, names = self.reports[0], self.names
         nets = [["net", first.measure, "of its flipped self", "invariance error", "GCNN barrier"]]
         for report in self.reports:
@@ -300,7 +300,7 @@ class Comparison:
         return {"barriers": [["net", *names], *matrix], "nets": nets, "layers": [["layer", *names], *layers]}
 
     def in_words(self) -> tuple[list[list[str]], list[list[str]]]:
-        """The tables of nets and barriers as they are shown; no barriers of nets that don't tell images apart."""
+        """The tables of nets and barriers as text, without barriers of nets that don't tell images apart."""
         nets, pairs = (self.tables()[name] for name in ("nets", "barriers"))
         alike = [bool(report.merged.alike) for report in self.reports]
         return (
@@ -312,7 +312,7 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """Notes of all nets, once; those of some by their names."""
+        """Notes that all nets share, once; then the others, each after its net's name."""
         first = self.reports[0]
         common = [line for line in first.notes if all(line in report.notes for report in self.reports)]
         return common + [
@@ -321,7 +321,7 @@ class Comparison:
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write the page, `report.json` and CSVs of several nets, each whole or not at all; the page's path."""
+    """Write the page, `report.json` and CSVs of several nets, each whole or not at all; returns the page's path."""
     folder, tables = Path(folder), comparison.tables()
     remove_older(folder)
     write_numbers(folder, tables, comparison.numbers())

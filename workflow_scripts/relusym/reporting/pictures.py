@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG texts that explain themselves."""
+"""The pictures of a report, as self-explanatory SVG."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,12 @@ STYLE = {
     "legend.fontsize": 8.5,
     "svg.hashsalt": "relusym",  # the same bytes from the same report
 }
-WAYS = {  # of choosing partners: colour, marker, and what it is called
+WAYS = {  # ways to choose partners: colour, marker and label
     "random": (PALE, "x", "random partners"),
     "identity": (ORANGE, "s", "every channel its own partner"),
     "matched": (GREEN, "o", "matched partners"),
 }
-LABELLED = 45  # layers whose names fit below an axis
+LABELLED = 45  # at most that many layer names fit below an axis
 LONGEST = 30  # characters of a layer's name on an axis
 
 
@@ -54,7 +54,7 @@ def svg(figure: Figure) -> str:
 
 
 def pictures(report: Report) -> dict[str, str]:
-    """SVG texts by the names of `DRAWN`, of all in which there is something to see."""
+    """SVG texts by the names in `DRAWN`, without those that would be empty."""
     with mpl.rc_context(STYLE):
         figures = {name: draw(report) for name, draw in DRAWN.items()}
         return {name: svg(figure) for name, figure in figures.items() if figure is not None}
@@ -70,7 +70,7 @@ def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _plain(name: str) -> str:
-    """A layer's name as it is: no formula, and nothing that SVG can't hold."""
+    """A layer's name as plain text: no formula, and no character that SVG can't hold."""
     return "".join(letter if letter.isprintable() else "�" for letter in name).replace("$", r"\$")
 
 
@@ -87,7 +87,7 @@ def _nets(report: Report) -> Figure:
         inside = score > 0.15
         how = {"color": "white" if inside else INK, "ha": "right" if inside else "left"}
         axes.text(score, place, f" {score:.4f} ", va="center", fontsize=8.5, **how)
-    behind = {"zorder": 0.9}  # bars, and their numbers
+    behind = {"zorder": 0.9}  # behind the bars and their numbers
     axes.axvline(mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), **behind)
     side = "right" if mean > 0.6 else "left"
     axes.text(mean, -0.62, " mean of both endpoints ", fontsize=8, va="bottom", ha=side)
@@ -128,7 +128,7 @@ def _equivariance(report: Report) -> Figure | None:
 
 
 def _stacked(names: Sequence[str], shares: Mapping[str, tuple[str, np.ndarray]], label: str) -> Figure:
-    """Bars of a layer each: what a share is called → its colour, and its values."""
+    """A stacked bar for each layer; `shares`: label → colour, and a share for each layer."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes, x, bottom = figure.subplots(), np.arange(len(names)), np.zeros(len(names))
     for text, (colour, share) in shares.items():
@@ -161,9 +161,9 @@ def _sources(report: Report) -> Figure | None:
         return None
     part = {share: np.clip([layer.shares[share] for layer in layers], 0, 1) for share in SHARES}
     shares = {
-        "a permutation mends it (swap)": (BLUE, part["swap"]),
-        "another linear map does (linear)": (LIGHT_BLUE, part["linear"]),
-        "none does (rest)": (LIGHT_GREY, part["rest"]),
+        "removed by a permutation (swap)": (BLUE, part["swap"]),
+        "only by another linear map (linear)": (LIGHT_BLUE, part["linear"]),
+        "by none (rest)": (LIGHT_GREY, part["rest"]),
     }
     return _stacked([layer.name for layer in layers], shares, "share of the error")
 
@@ -198,7 +198,7 @@ def _fails(report: Report) -> Figure | None:
             continue
         for kind, colour, marker, width, text in (
             ("prefix", RED, "o", 1.6, "merged up to here"),
-            ("leave_one_out", BLUE, "s", 1.2, "all merged but this"),
+            ("leave_one_out", BLUE, "s", 1.2, "all merged but this one"),
         ):
             y = [getattr(part, kind)[metric] for part in report.partial]
             axes.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=width, label=text)

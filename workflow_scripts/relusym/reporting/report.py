@@ -43,11 +43,11 @@ from relusym.pixels.grid import Grid, grid
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 
 PLAIN = ("name", "symmetry", "labelled", "images", "matched_images", "partial_images", "image_shape", "inputs",
-         "classes", "invariance_error", "baselines", "curve", "notes")  # fields that JSON has as they are  # fmt: skip
-LAYER_IMAGES = 256  # that activations are compared on, layer by layer
+         "classes", "invariance_error", "baselines", "curve", "notes")  # fields written to JSON unchanged  # fmt: skip
+LAYER_IMAGES = 256  # on which activations are compared, layer by layer
 SHOWN = 3  # layers whose channels and partners are shown as pictures
-SAVE_S = 10  # an unfinished report with batch norm is kept only so often
-SMALLEST = 6  # pixels of a map that one can make something out of
+SAVE_S = 10  # least time between two saves of an unfinished report on a net with batch norm
+SMALLEST = 6  # pixels on a side of a feature map that is worth showing
 Progress = Callable[[str, float], None]
 
 
@@ -56,10 +56,10 @@ class Partners:
     """A channel and its partner, on one image.
 
     Attributes:
-        layer, channel, partner: the channel group's name, and which channels of it.
-        correlation: of the two maps, the second one moved back.
+        layer, channel, partner: the channel group's name, and the numbers of its two channels.
+        correlation: of the two feature maps, the second one transformed back.
         image, moved: the image and the transformed one as the net reads them, scaled to 0…1, float32 (H, W, C).
-        here, there: the channel on the image, and the partner on the transformed one, float32 (h, w).
+        here, there: the channel's map on the image, and the partner's on the transformed one, float32 (h, w).
     """
 
     layer: str
@@ -74,26 +74,26 @@ class Partners:
 
 @dataclass
 class Report:
-    """All that is measured of one net.
+    """All measurements of one net.
 
     Attributes:
-        name: what the net is called.
-        symmetry: its name.
-        labelled: whether accuracies are against labels, and not against the net's own answers.
-        images, matched_images, partial_images: how many the accuracies were measured on, the channels matched on, and
-            the partial merges made and measured on.
+        name, symmetry: the net's name and the symmetry's.
+        labelled: whether accuracies are measured against labels, not against the net's predictions.
+        images, matched_images, partial_images: numbers of images on which accuracies were measured, channels matched,
+            and partial merges corrected and measured.
         image_shape: (channels, height, width).
         merged: the net's merge with its transformed self.
         invariance_error: mean relative invariance error of the logits.
         grid: how the strides meet the images' size.
         layers, convs, partial: by channel group, by convolution, by layers merged.
         partners: pictures of channels that were matched.
-        baselines: what the merged net is measured against, "ensemble" (mean logits of the net and its transformed self)
+        baselines: what the merged net is compared with, "ensemble" (mean logits of the net and its transformed self)
             and "flips" (of the net on all orientations of an image) → metric → mean over the images.
-        curve: as `merge.curve` gives it, from the net to its transformed self; empty if it wasn't asked for.
-        lie: the Lie derivative under small moves and turns; None if it wasn't asked for, or as `notes` say.
-        classes: names of the classes, where they are known.
-        inputs: how images were read, where that is known.
+        curve: as `merge.curve` returns it, from the net to its transformed self; empty if it wasn't asked for.
+        lie: the Lie derivative under small translations and rotations; None if it wasn't asked for, or couldn't be
+            computed (see `notes`).
+        classes: names of the classes, if known.
+        inputs: how the images were read, if known.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Report:
 
     @property
     def measure(self) -> str:
-        """What the first metric is called: accuracy, or agreement with the net itself."""
+        """The name of the first metric: accuracy, or agreement with the net itself."""
         return "accuracy" if self.labelled else "agreement"
 
     def numbers(self) -> dict[str, Any]:
@@ -144,10 +144,10 @@ class Report:
 
 
 class Unfinished(Kept):
-    """Partial merges, which a file keeps as they come, for whoever computes the same of the same tensors.
+    """Partial merges, kept in a file as they are computed; a report with the same tensors goes on from the file.
 
     Args:
-        how: whatever else they depend on.
+        how: a text that differs if anything else that they depend on does.
     """
 
     def __init__(self, path: Path, tensors: Iterable[Tensor], how: str):
@@ -200,29 +200,29 @@ def report(
     """Measure how a net encodes a symmetry: as a whole, layer by layer, and where a merge with its flipped self fails.
 
     Args:
-        net: stays as it is.
-        images, labels: what it is measured on, as `test_images` and `test_labels` of `merge`.
-        match_images: those that channels are matched and statistics taken on; None: `images`.
+        net: isn't changed.
+        images, labels: what the net is measured on, as `test_images` and `test_labels` of `merge`.
+        match_images: on which channels are matched and statistics measured; None: `images`.
         metrics: measured beside the accuracy, by name.
-        partial_images: how many of the images the partial merges are made with and measured on, a seeded choice; 0
-            leaves them out.
+        partial_images: how many of the images, a seeded choice, partial merges are corrected and measured on; 0: no
+            partial merges.
         matching: its name in `matching.MATCHINGS`.
-        curve_points: at how many points of the line from the net to its transformed self nets are measured; 0: none.
-        lie_images: on how many of the images the Lie derivative is measured, the first ones; 0: none.
+        curve_points: how many nets on the line from the net to its transformed self are measured; 0: none.
+        lie_images: how many of the images, the first ones, the Lie derivative is measured on; 0: none.
         seed: of all random choices.
-        classes: their names, if they are known.
-        name: what the report calls the net; None: its class.
-        handlers: of layers that PyTorch doesn't have, as of `merge`.
+        classes: their names, if known.
+        name: the net's name in the report; None: its class.
+        handlers: of layers that PyTorch doesn't have, as in `merge`.
         progress: called with each stage's name and the share of it that is done.
-        unfinished: a file that partial merges are kept in, so that a report that was interrupted goes on from its last
-            layer, or, of a net with batch norm, whose layers are merged side by side, from one of the last batches
-            that statistics are taken on; whoever has the report removes it.
+        unfinished: a file that keeps partial merges, so that an interrupted report resumes at its last layer or, for a
+            net with batch norm, whose layers are merged side by side, at one of the last batches that statistics were
+            measured on. The caller removes the file.
 
     Raises:
-        UserError: as of `flip_merge`; or the matching is one with factors, which layers aren't compared by.
+        UserError: as in `flip_merge`; or the matching is one with factors, by which layers can't be compared.
     """
     if matching in WITH_FACTORS:
-        raise UserError(f"matching {matching}: not of reports, which compare layers by permutations alone")
+        raise UserError(f"matching {matching}: not for reports, which compare layers by permutations alone")
     counts = {"partial_images": partial_images, "curve_points": curve_points, "lie_images": lie_images}
     for key, count in counts.items():
         if not isinstance(count, Integral) or count < 0 or (key == "curve_points" and count == 1):
@@ -239,10 +239,10 @@ def report(
     both = baselines([traced.net, merged.nets["flipped"]], symmetry, test, merged.labels, metrics)
     line = {}
     if curve_points:
-        progress("the line between", 0)
+        progress("interpolation", 0)
         line = curve(merged.aligned, match, test, merged.labels, curve_points)
     progress("layer by layer", 0)
-    del merged.nets["flipped"]  # it is the permuted one, in another order
+    del merged.nets["flipped"]  # the same net as "permuted", in another channel order
     groups = traced.groups
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
     sources = ErrorShares(groups)
@@ -252,7 +252,7 @@ def report(
     shares = sources.shares()
     del sources  # it holds two matrices for each layer
     without = [group for group in groups if group.name not in errors]
-    unmeasured = defaultdict(list)  # by why it is
+    unmeasured = defaultdict(list)  # reason → channel groups
     for group, why in group_actions(traced, symmetry, test.shape, without)[1].items() if without else ():
         unmeasured[why].append(group)
     lie, unknown = None, []
@@ -276,7 +276,7 @@ def report(
                 metric: {name: f"{value:.3g}" for name, value in values.items()}
                 for metric, values in merged.scores.items()
             }
-            kept = Unfinished(unfinished, tensors, json.dumps(scores))  # a metric shows in what it gives
+            kept = Unfinished(unfinished, tensors, json.dumps(scores))  # a metric is identified by its values
         partial = partial_merges(
             *(traced, permuted, corrected_on, some, chosen_labels),
             metrics={"accuracy": TOP_1, **metrics},
@@ -304,7 +304,7 @@ def report(
         classes=tuple(classes),
         notes=[
             *merged.all_notes,
-            *(f"no equivariance error of {listed(names, 3)}: {why}" for why, names in unmeasured.items()),
+            *(f"no equivariance error for {listed(names, 3)}: {why}" for why, names in unmeasured.items()),
             *unknown,
         ],
     )
@@ -317,7 +317,7 @@ def baselines(
     labels: Tensor,
     metrics: Mapping[str, Metric],
 ) -> dict[str, dict[str, float]]:
-    """ "ensemble", all nets' mean logits, and "flips", the first's over all orientations → metric → mean."""
+    """Scores of "ensemble", all nets' mean logits, and "flips", the first's over all orientations: → metric → mean."""
     nets: dict[str, nn.Module] = {"ensemble": Ensemble(*merged)}
     if labels.ndim == 1:
         nets["flips"] = Averaged(merged[0], symmetry)
@@ -333,9 +333,9 @@ def partners(
     groups: list[ChannelGroup],
     permutations: Mapping[str, Tensor],
 ) -> list[Partners]:
-    """Of a few layers with maps large enough to look at, the channel that its partner mirrors best on one image.
+    """The channels that their partners mirror best on one image, from a few layers with maps large enough to look at.
 
-    A channel that goes with another is shown before one that is its own partner.
+    Channels matched to another channel are preferred to those that are their own partners.
     """
     x = images.first(1, device_of(traced.net))
     back = symmetry.inverse(x)

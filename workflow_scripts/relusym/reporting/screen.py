@@ -24,7 +24,7 @@ HEADINGS = ("layer", "chan.", "corr.", "matched", "own", "random", "fixed", "swa
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
-    """Stages, how much of each is done and the time left, on the error stream while it is a terminal."""
+    """Show each stage, its progress and the time left on the error stream, if that is a terminal."""
     console = Console(stderr=True, quiet=quiet)
     left = TimeRemainingColumn(elapsed_when_finished=True)
     columns = TextColumn("{task.description:<22}", markup=False), BarColumn(), TimeElapsedColumn(), left
@@ -43,7 +43,7 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
 
 
 def _console() -> Console:
-    """Names of nets, layers and files are shown as they are, brackets and colons included."""
+    """A console that prints names of nets, layers and files verbatim, brackets and colons included."""
     return Console(markup=False, emoji=False)
 
 
@@ -54,7 +54,7 @@ def _end(console: Console, notes: Iterable[str], *written: Path) -> None:
 
 
 def _table(rows: Iterable[Iterable[str]], *, no_wrap: bool = False) -> Table:
-    """Rows with headings first, all but the first column to the right."""
+    """A table of rows, headings first; all columns but the first are right-aligned."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     headings, *rows = rows
     for i, heading in enumerate(headings):
@@ -90,7 +90,7 @@ def _line(curve: Curve) -> Table:
 
 
 def show_report(report: Report, page: Path) -> None:
-    """One screen: the verdict, all nets' scores, the layers, what stands in the way, and where the page is."""
+    """Print one screen: the verdict, all nets' scores, the layers, the warnings, and the page's path."""
     console = _console()
     console.print(f"{verdict(report)}\n", style="bold")
     console.print(_scores(report.merged, report.measure, report.baselines))
@@ -99,8 +99,9 @@ def show_report(report: Report, page: Path) -> None:
         console.print(_line(report.curve))
         console.print()
     console.print(
-        "By layer: correlation of matched channels; relative equivariance error with matched, own and random\n"
-        "partners (0 equivariant, 1.41 unrelated); channels that are their own partner, swap, or do neither."
+        "By layer: correlation of matched channels; relative equivariance error with matched partners, each\n"
+        "channel as its own, and random partners (0: equivariant, 1.41: unrelated); numbers of channels that\n"
+        "are their own partner, swap, or do neither."
     )
     step = -(-len(report.layers) // MOST_LAYERS)
     rows = [
@@ -113,7 +114,7 @@ def show_report(report: Report, page: Path) -> None:
     ]
     console.print(_table([HEADINGS, *rows], no_wrap=True))
     if step > 1:
-        console.print(f"one layer in {step} of {len(report.layers)} is shown; all are in layers.csv")
+        console.print(f"one in {step} of the {len(report.layers)} layers is shown; all are in layers.csv")
     _end(console, warnings(report), page)
 
 
@@ -127,7 +128,7 @@ def show_merge(
     curve: Curve,
     notes: Iterable[str],
 ) -> None:
-    """All nets' scores, and what was written where."""
+    """Print all nets' scores, and which net was written to which file."""
     console = _console()
     console.print(_scores(merged, "accuracy" if labelled else "agreement", baselines))
     if curve:
@@ -139,24 +140,24 @@ def show_merge(
 
 
 def show_comparison(comparison: Comparison, page: Path) -> None:
-    """Several nets side by side, the barriers between them, and where the page is."""
+    """Print several nets side by side, the barriers between them, and the page's path."""
     console = _console()
     for rows in comparison.in_words():
         console.print(_table(rows))
         console.print()
     console.print(
-        "Above, barriers with REPAIR between two nets, and on the diagonal between a net and its flipped self"
+        "Above: barriers with REPAIR between two nets and, on the diagonal, between a net and its flipped self"
     )
     _end(console, comparison.notes, page)
 
 
 def show_written(which: str, path: str) -> None:
-    """What was written where."""
-    _console().print(f"{which} is written to {path}", soft_wrap=True)
+    """Print which net was written to which file."""
+    _console().print(f"written to {path}: {which}", soft_wrap=True)
 
 
 def show_exact(result: Exact, written: Iterable[Path]) -> None:
-    """One screen: accuracies, what it saves, how long it takes, and what was written where."""
+    """Print one screen: accuracies, savings, timings, and the files written."""
     console = _console()
     rows = [["net", "accuracy" if result.labelled else "agreement", "invariance error"]]
     for name, value in result.accuracy.items():
@@ -164,17 +165,17 @@ def show_exact(result: Exact, written: Iterable[Path]) -> None:
         rows.append([EXACT_NETS[name], number(value), "" if error is None else number(error)])
     console.print(_table(rows))
     console.print()
-    counts = {"free parameters": result.parameters, "multiplications an image": result.multiplications}
-    for what, of_nets in counts.items():
-        exact, net = of_nets["exact"], of_nets["net"]
+    counts = {"free parameters": result.parameters, "multiplications per image": result.multiplications}
+    for what, by_net in counts.items():
+        exact, net = by_net["exact"], by_net["net"]
         console.print(f"{what}: {exact:,} of the net's {net:,}, {exact / net:.3f}")
     fixed, swapped = (sum(each[k] for each in result.representations.values()) for k in ("fixed", "swapped"))
     console.print(f"channels that are their own partner: {fixed} of {fixed + swapped}")
     for count, taken in result.seconds.items():
         for name in (name for name in taken if name != "exact"):
             console.print(
-                f"batch of {count}: {1000 * taken['exact']:.2f} ms, {EXACT_NETS[name]} {1000 * taken[name]:.2f} ms: "
-                f"{taken[name] / taken['exact']:.2f} times as quick",
+                f"batch of {count}: exact GCNN {1000 * taken['exact']:.2f} ms, {EXACT_NETS[name]} "
+                f"{1000 * taken[name]:.2f} ms, a speed-up of {taken[name] / taken['exact']:.2f}",
                 soft_wrap=True,
             )
     _end(console, result.notes, *written)

@@ -1,4 +1,4 @@
-"""What a report says in words: its verdict, its warnings, its numbers."""
+"""The wording of a report: its verdict, its warnings, its numbers."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ NETS = {
     "ensemble": "both nets' mean logits",
     "flips": "mean logits over orientations",
 }
-MANY = NETS | {  # of more nets than two
+MANY = NETS | {  # for more than two nets
     "halfway": "the mean of all, as it is",
     "reset": "the mean of all, batch norms reset",
     "repaired": "the mean of all, with REPAIR",
@@ -27,16 +27,16 @@ MANY = NETS | {  # of more nets than two
     "pairwise_repaired": "each to the first, with REPAIR",
     "ensemble": "all nets' mean logits",
 }
-DEGREES = (  # the largest GCNN barrier of each, and what it means
+DEGREES = (  # upper bounds of the GCNN barrier, and what a barrier below each means
     (0.01, "it encodes the symmetry layer by layer, as a group-equivariant CNN does"),
     (0.1, "it is close to a group-equivariant CNN"),
-    (0.3, "it is in part like a group-equivariant CNN"),
+    (0.3, "it partly resembles a group-equivariant CNN"),
     (float("inf"), "its layers are far from those of a group-equivariant CNN"),
 )
 
 
 def number(value: float | None) -> str:
-    """Four digits after the point, fewer of large numbers, an exponent for very small ones; a dash for none."""
+    """A number as text: four decimals, fewer if it is large, an exponent if it is very small; a dash for None."""
     if value is None:
         return "–"
     if value and abs(value) < 5e-4:
@@ -45,7 +45,7 @@ def number(value: float | None) -> str:
 
 
 def finite(numbers: Any) -> Any:
-    """Numbers as JSON has them: null for what is no number, or infinite."""
+    """Numbers for JSON, with null in place of NaN and infinity."""
     if isinstance(numbers, Mapping):
         return {key: finite(value) for key, value in numbers.items()}
     if isinstance(numbers, list | tuple):
@@ -54,19 +54,19 @@ def finite(numbers: Any) -> Any:
 
 
 def barrier_text(value: float | None) -> str:
-    """A barrier as a percentage; a dash for none."""
+    """A barrier as a percentage; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f}%"
 
 
 def curve_rows(curve: Mapping[str, Mapping[str, list[float]]]) -> list[list[float]]:
-    """Of each point of a line between two nets, its share of the way, and all that was measured there."""
+    """A row for each point on the line between two nets: its share of the way, and all values measured there."""
     columns = [values for metrics in curve.values() for values in metrics.values()]
     points = [*zip(*columns, strict=True)]
     return [[i / (len(points) - 1), *point] for i, point in enumerate(points)]
 
 
 def verdict(report: Report) -> str:
-    """One sentence: what the net's merge with its transformed self keeps, and what that means."""
+    """One sentence: the accuracy that the net's merge with its transformed self keeps, and what that means."""
     accuracy, barrier = report.merged.accuracy, report.merged.barrier["repaired"]
     moved = SYMMETRIES[report.symmetry].moved
     kept = (
@@ -74,7 +74,7 @@ def verdict(report: Report) -> str:
         f"{accuracy['repaired']:.4f} with REPAIR, of the net's {accuracy['net']:.4f}"
     )
     if report.merged.alike:
-        return f"{report.name} doesn't tell these images apart, so nothing can be said of its symmetry: no verdict."
+        return f"{report.name} doesn't tell these images apart, so nothing can be said about its symmetry: no verdict."
     if barrier is None:
         return f"{kept}; {report.merged.note}."
     if barrier < 0:
@@ -85,12 +85,12 @@ def verdict(report: Report) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What stands in the way of equivariance, and of this report."""
+    """What prevents equivariance, and the report's notes."""
     return [*grid_warning(report.grid, report.name), *report.notes]
 
 
 def grid_warning(grid: Grid, name: str) -> list[str]:
-    """Which strides meet a size that they can't treat symmetrically, and what would do."""
+    """A line on the strides that can't treat their input's size symmetrically, and the next size that would do."""
     if grid.symmetric:
         return []
     meet: dict[tuple[int, int], list[str]] = {}
@@ -107,17 +107,17 @@ def grid_warning(grid: Grid, name: str) -> list[str]:
 
 
 def grid_text(grid: Grid) -> str:
-    """The grid in words."""
+    """The page's explanation of the grid."""
     if grid.symmetric:
         return f"At {grid.size} pixels every stride meets a size that it can treat symmetrically."
     return (
-        "A layer that can't fit its windows symmetrically leaves pixels over on one side. Its mirror image leaves them "
-        "over on the other, and so reads other pixels. Added up, the flipped net sees the image shifted by "
-        f"{grid.offset:g} pixels. {_next_size(grid)}"
+        "A layer whose windows don't fit symmetrically leaves out pixels on one side. The flipped layer leaves them "
+        "out on the other side, and so reads different pixels. Over all layers, this adds up: the flipped net sees "
+        f"the image shifted by {grid.offset:g} pixels. {_next_size(grid)}"
     )
 
 
 def _next_size(grid: Grid) -> str:
     if grid.next_size is None:
-        return "No larger size was found at which it could be."
+        return "No larger size was found at which it could be equivariant."
     return f"{grid.next_size} is the next size at which it could be equivariant."

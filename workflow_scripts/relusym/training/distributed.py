@@ -1,4 +1,4 @@
-"""Several processes on one node that train one net: starting them, ending them, and what became of them."""
+"""Several processes on one node that train one net: start them, end them, and return their result."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from relusym.errors import WARNINGS, Interrupted, UserError
 from relusym.whole_files import write_whole
 
-ASK_S = 0.2  # between two questions whether to end
+POLL_S = 0.2  # between two checks of whether to end
 
 
 def rank() -> int:
@@ -38,7 +38,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """The mean over all processes, of the same shape; no copy if there is one."""
+    """The mean over all processes, of the same shape; not a copy if there is only one."""
     if world_size() == 1:
         return values
     values = values.clone()
@@ -46,13 +46,13 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values / world_size()
 
 
-def any_process(answer: bool) -> bool:
-    """Whether the answer of any process is yes; the same in all."""
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in any process; the same in all."""
     if world_size() == 1:
-        return answer
-    answers = torch.tensor(int(answer))  # on the CPU, so that no GPU waits
-    distributed.all_reduce(answers, distributed.ReduceOp.MAX)
-    return bool(answers)
+        return flag
+    flags = torch.tensor(int(flag))  # on the CPU, so that no GPU waits
+    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+    return bool(flags)
 
 
 def launch(
@@ -64,14 +64,14 @@ def launch(
     gpus: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Run `python -m module` in several processes, which call `work`; what the first one's function returns.
+    """Run `python -m module` in several processes, which call `work`; returns what the first one's function does.
 
     If one process dies, the others are ended, and all of them start again together up to `restarts` times. What they
     print goes to stdout and stderr. UserError if a process raised one, or they failed too often; Interrupted if
     `interrupted` returned true, and the processes saved their state.
 
-    `job`: JSON, the argument of that function; `gpus`: whether each process has a GPU to itself, see `local_device`;
-    `interrupted`: asked all the time; after a yes (or any exception here) the processes are asked to end.
+    `job`: that function's argument, plain data for JSON; `gpus`: whether each process has a GPU to itself, see
+    `local_device`; `interrupted`: polled; once true (or after any exception here), the processes are asked to end.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -86,13 +86,13 @@ def launch(
         here |= {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes, "run_id": uuid.uuid4().hex}
         prefix = "[${rank}] "
         config = LaunchConfig(**here, max_restarts=restarts, logs_specs=logs, log_line_prefix_template=prefix)
-        # in a thread, where torch leaves this process's signal handlers as they are. A scheduler and a terminal warn
-        # all processes; those that the thread starts inherit that they don't hear it: this one asks them
-        deaf = signal.pthread_sigmask, (signal.SIG_BLOCK, WARNINGS)
-        with ThreadPoolExecutor(1, "", *deaf) as pool:
+        # In a thread, where torch leaves this process's signal handlers as they are. A scheduler and a terminal signal
+        # all processes; those that the thread starts inherit its blocked signals, and end when this process asks them.
+        blocked = signal.pthread_sigmask, (signal.SIG_BLOCK, WARNINGS)
+        with ThreadPoolExecutor(1, "", *blocked) as pool:
             running = pool.submit(elastic_launch(config, sys.executable), "-m", module, str(task))
             try:
-                while not wait([running], ASK_S).done:
+                while not wait([running], POLL_S).done:
                     if interrupted():
                         end.touch()
             finally:
@@ -113,18 +113,18 @@ def _why(error: ChildFailedError, processes: int) -> str:
         kind, _, text = (message["message"] if isinstance(message, dict) else message).partition(": ")
         if kind.endswith("UserError") and text:
             return text
-    # one that was killed goes before those that lost their connection to it
+    # a process that was killed is named before those that lost their connection to it
     first = min(error.failures.values(), key=lambda failure: (failure.exitcode >= 0, failure.timestamp))
     how = f"was killed (signal {-first.exitcode})" if first.exitcode < 0 else f"failed ({first.exitcode})"
     return (
-        f"one of the {processes} training processes {how}, and the others were ended: the log has its last words; "
+        f"one of the {processes} training processes {how}, and the others were ended: the log has its last lines; "
         "run again, and the training goes on from the last saved epoch"
     )
 
 
 @record
 def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) -> None:
-    """What a module that `launch` starts calls: `run` with the job and the question whether to end."""
+    """In a module that `launch` starts: call `run` with the job, and with a function that returns whether to end."""
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if Path(task["result"]).exists():
         return  # started again, since another process failed when all was done

@@ -23,18 +23,18 @@ from relusym.training.objectives import Objective
 from relusym.training.quick_steps import quick_steps
 from relusym.training.recipe import OBJECTIVES, Recipe
 
-CHECK_STEPS = 50  # reading the loss makes a GPU wait, so there only so often
+CHECK_STEPS = 50  # steps between readings of the loss on a GPU, which make it wait
 REPORT_S = 2
 
 
 class Sgd:
-    """SGD with momentum and weight decay, by torch's fused kernel; torch's GradScaler takes it as one of torch's.
+    """SGD with momentum and weight decay, by torch's fused kernel; torch's GradScaler accepts it as torch's.
 
     torch.optim.SGD takes the same steps, but loads torch's compiler first, which takes longer than a small training.
-    `momentum_buffers` are by parameter, of its shape, from the first step on.
+    `momentum_buffers`: parameter → tensor of its shape, from the first step on.
     """
 
-    # GradScaler's word for: it sets `grad_scale` and `found_inf`, and the kernel does the rest
+    # asks GradScaler to set `grad_scale` and `found_inf`, and to leave the rest to the kernel
     _step_supports_amp_scaling = True
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float):
@@ -89,13 +89,13 @@ class Lars(Sgd):
 
 
 def make_optimizer(objective: Objective, recipe: Recipe) -> Sgd:
-    """The recipe's optimizer of all that an objective trains."""
-    still = {parameter for part in objective.fixed_rate for parameter in part.parameters()}
+    """The recipe's optimizer for all that an objective trains."""
+    constant = {parameter for part in objective.fixed_rate for parameter in part.parameters()}
     trained = [parameter for parameter in objective.net.parameters() if parameter.requires_grad]
     groups = [
         {"params": params, "fixed": fixed}
         for fixed in (False, True)
-        if (params := [parameter for parameter in trained if (parameter in still) == fixed])
+        if (params := [parameter for parameter in trained if (parameter in constant) == fixed])
     ]
     kind = Lars if recipe.optimizer == "lars" else Sgd
     return kind(groups, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
@@ -103,9 +103,9 @@ def make_optimizer(objective: Objective, recipe: Recipe) -> Sgd:
 
 @dataclass
 class State:
-    """All that a training goes on from (net, optimizer, scaler, a row an epoch), kept in a file, if there is a path.
+    """All that a training resumes from (net, optimizer, scaler, a row per epoch), kept in a file if there is a path.
 
-    `earlier_seconds`: what the processes before this one trained, up to the state that this one went on from.
+    `earlier_seconds`: how long earlier processes trained, up to the state that this process resumed from.
     """
 
     path: Path | None
@@ -117,12 +117,12 @@ class State:
     started: float = field(default_factory=time.perf_counter)
 
     def save(self, step: int = 0, sums: Tensor | None = None) -> None:
-        """Write weights, momentum, float16's scale, history; of an unfinished epoch, steps done and sums, (2,)."""
+        """Write weights, momentum, float16's scale, history; in an unfinished epoch, also steps done and sums, (2,)."""
         if self.path is None:
             return
         tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
         for name, parameter in self.net.named_parameters():
-            if parameter in self.optimizer.momentum_buffers:  # a frozen one has none
+            if parameter in self.optimizer.momentum_buffers:  # frozen ones have none
                 tensors[f"momentum.{name}"] = self.optimizer.momentum_buffers[parameter]
         if sums is not None:
             tensors["sums"] = sums
@@ -136,7 +136,7 @@ class State:
         checkpoint.save(self.path, tensors, about)
 
     def restore(self) -> tuple[int, Tensor | None]:
-        """Load what `save` wrote, if there is something; its step and sums. UserError if it isn't of this net."""
+        """Load what `save` wrote, if it exists; returns its step and sums. UserError if it is another net's."""
         if self.path is None or not self.path.exists():
             return 0, None
         tensors, about = checkpoint.load(self.path, next(self.net.parameters()).device)
@@ -150,7 +150,7 @@ class State:
             if about["scaler"]:
                 self.scaler.load_state_dict(about["scaler"])
             self.history += about["history"]
-            self.earlier_seconds = about.get("seconds", 0.0)  # states of 0.1.0 don't say
+            self.earlier_seconds = about.get("seconds", 0.0)  # not in states of 0.1.0
             return about["step"], tensors.get("sums")
         except (KeyError, RuntimeError) as error:
             message = f"{self.path} isn't the state of this training: delete it, and it starts over"
@@ -171,7 +171,7 @@ class Progress:
 
 
 class Reporter:
-    """A line in the log every half minute and after each epoch; Snakemake's line shows the last of them."""
+    """Print a log line every half minute and after each epoch; Snakemake's line shows the last of them."""
 
     def __init__(self, name: str, stream: TextIO | None = None, every_s: float = 30):
         self.name, self.stream, self.every_s = name, stream, every_s
@@ -191,12 +191,12 @@ class Reporter:
 
 @dataclass
 class Training:
-    """What came of a training."""
+    """A training's result."""
 
-    net: nn.Module  # of SimSiam, its heads with it
-    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    net: nn.Module  # for SimSiam, with its heads
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
     diverged: bool = False  # the loss became non-finite, and the training ended there
-    earlier_seconds: float = 0.0  # of a resumed one, what the processes before this one trained
+    earlier_seconds: float = 0.0  # of a resumed training: how long earlier processes trained
 
     @property
     def data_wait_share(self) -> float | None:
@@ -221,17 +221,18 @@ def train(
 ) -> Training:
     """Train `net` in place; in each of several processes, if they were started together.
 
-    Interrupted if `interrupted` returned true: the next training with the same `state` goes on from that very step, and
-    ends with the same weights as one that was never interrupted.
+    Interrupted if `interrupted` returned true: the next training with the same `state` resumes at that very step, and
+    ends with the same weights as an uninterrupted one.
 
     Args:
-        net: the objective's own layers are drawn from torch's global random stream, then all goes to `device`.
+        net: layers that the objective adds are drawn from torch's global random stream, then all is moved to `device`.
         symmetry: of the invariance loss.
-        state: where the first process keeps the training state, every `save_every` epochs; if it is there, the training
-            goes on from it. The caller names it so that other settings never meet it, and removes it in the end.
-        interrupted: asked after every step; once any process's returns true, the state is saved and the training ends.
-        report, snapshot: in the first process, get the progress, at least once an epoch, and the net before the first
-            epoch (0) and after each one (1, 2, …).
+        state: where the first process saves the training state, every `save_every` epochs; if the file exists, the
+            training resumes from it. The caller gives other settings another file, and removes it in the end.
+        interrupted: called after every step; once it returns true in any process, the state is saved and the training
+            ends.
+        report, snapshot: called in the first process with the progress, at least once an epoch, and with the net,
+            before the first epoch (0) and after each one (1, 2, …).
     """
     objective = OBJECTIVES[recipe.objective].load()(net, recipe, symmetry)
     if recipe.sync_batch_norm and world_size() > 1 and device.type == "cuda":
@@ -254,7 +255,7 @@ def train(
     for epoch in range(len(result.history), recipe.epochs):
         started = reported = asked = time.perf_counter()
         waited, skipped = 0.0, done
-        sums = torch.zeros(2, device=device) if sums is None else sums  # losses and right answers
+        sums = torch.zeros(2, device=device) if sums is None else sums  # losses and correct predictions
         for step, (views, labels) in enumerate(batches.epoch(epoch, skipped), start=skipped + 1):
             waited += time.perf_counter() - asked
             rate = recipe.learning_rate_at(epoch + (step - 1) / steps)
@@ -311,12 +312,12 @@ def _interrupt(kept: State, progress: Progress, step: int = 0, sums: torch.Tenso
 
 
 def precision_name(precision: str, device: torch.device) -> str:
-    """What a record calls the type that `autocast_to` gives."""
+    """The name in records of the dtype that `autocast_to` returns."""
     return str(autocast_to(precision, device)).removeprefix("torch.")
 
 
 def autocast_to(precision: str, device: torch.device) -> torch.dtype:
-    """The type that convolutions and linear layers are computed in.
+    """The dtype in which convolutions and linear layers are computed.
 
     "auto" is bfloat16 where the device computes in it faster than in float32: CUDA from Ampere on, CPUs with
     AVX512-BF16 or AMX. Weights, their updates and all measurements stay in float32, which is never TF32.

@@ -19,11 +19,11 @@ class Objective(Protocol):
     views: ClassVar[int]  # of each image
     classifies: ClassVar[bool]  # whether its net is a classifier, whose accuracy counts
     frozen: ClassVar[bool]  # whether the net's layers stay in evaluation mode
-    net: nn.Module  # with all that is trained; its state dict is what the training gives
-    fixed_rate: tuple[nn.Module, ...]  # what keeps its peak learning rate
+    net: nn.Module  # with all that is trained; its state dict is the training's result
+    fixed_rate: tuple[nn.Module, ...]  # the parts that keep the peak learning rate
 
     def loss(self, forward: nn.Module, views: Views, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """The loss, and how many images were right, both of shape (), in an epoch from 0. `forward`: the net, wrapped
+        """The loss and the number of correct images, both of shape (), in an epoch from 0. `forward`: the net, wrapped
         for several processes; `views`: float32 (B, 3, H, W) each; `labels`: int64 (B,)."""
         ...
 
@@ -50,7 +50,7 @@ class Supervised:
         return loss, (logits.detach().argmax(1) == labels).sum()
 
 
-# Of logits (B, classes) of images and of moved ones, shape (); the paper doesn't say which (docs/paper.md).
+# From logits (B, classes) of images and of moved images, shape (); the paper doesn't say which (docs/paper.md).
 INVARIANCE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean_norm": lambda here, there: torch.linalg.vector_norm(here - there, dim=1).mean(),
     "whole_batch": lambda here, there: torch.linalg.vector_norm(here - there) / len(here),
@@ -73,7 +73,7 @@ class Linear(Supervised):
 
 
 class SelfSupervised:
-    """SimSiam's loss; its predictor's learning rate stays as it is."""
+    """SimSiam's loss; the predictor's learning rate stays at its peak."""
 
     views, classifies, frozen = 2, False, False
 

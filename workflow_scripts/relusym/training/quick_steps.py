@@ -1,13 +1,13 @@
-"""Quicker steps of a training in bfloat16 on a CPU: the same net and the same gradients, as exact as before.
+"""Faster training steps in bfloat16 on a CPU: the same net and the same gradients, as exact as before.
 
 - A 3×3 conv on maps of 2×2 pixels is one product with the dense matrix between all pixels: 16 of 36 multiplications.
 - With matrix instructions (AMX) oneDNN wastes most of its time on small maps. There the gradient of the weights, and on
-  4×4 pixels the whole conv, are products with the windows that each pixel sees.
+  4×4 pixels the whole conv, are products with the windows of the output pixels.
 - ReLU and the 2×2 max pool after it are one pass over the maps, forward and backward: `relu_pool.c`, built by the
-  machine's C compiler when a training starts. Its results are torch's to the last bit, so it is left out where there is
-  no compiler.
+  machine's C compiler when a training starts. Its results are torch's to the last bit, so it can be left out if there
+  is no compiler.
 
-What each is worth, and on which CPU that was measured: docs/benchmark.md.
+How much each saves, and on which CPU that was measured: docs/benchmark.md.
 """
 
 import ctypes
@@ -28,20 +28,20 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import max_pool2d, pad, relu
 from torch.overrides import TorchFunctionMode
 
-# Smaller ones take as long either way, or longer: what a call costs in Python
+# Least sizes: below them, the overhead of a call in Python outweighs the gain.
 CHANNELS = 128  # of a conv's input
 DENSE = (100, CHANNELS)  # images, channels of the input and the output
 RELU_POOL = (2**16, 16)  # numbers, a multiple of channels
-# With AMX: on how many pixels at most, from how many channels of the input (and the output) on
+# With AMX: most pixels, least channels of the input (and of the output)
 WINDOWS_FOR_WEIGHTS = (64, CHANNELS)
 WINDOWS = (16, 256, 512)
 
 
 def quick_steps(net: nn.Module, device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Within, the net's forward pass is the quick one where this CPU has one; to enter as often as wanted.
+    """A reusable context, in which the net's forward pass is the fast one if this CPU has one.
 
-    Which one depends on the CPU's instructions and on shapes alone, so that the same seed gives the same bytes. Where
-    ONEDNN_MAX_CPU_ISA asks for older instructions, all is as on a CPU without AMX.
+    Which one depends on the CPU's instructions and on shapes alone, so that the same seed gives the same bytes. If
+    ONEDNN_MAX_CPU_ISA is set, all is as on a CPU without AMX.
     """
     able = torch.cpu.get_capabilities()
     amx = able.get("amx_bf16") and "ONEDNN_MAX_CPU_ISA" not in os.environ
@@ -50,7 +50,7 @@ def quick_steps(net: nn.Module, device: torch.device, dtype: torch.dtype) -> Abs
 
 
 class QuickSteps(TorchFunctionMode):
-    """Within, `torch.conv2d` is `conv2d`, and the net's `ReLU`s before a 2×2 `MaxPool2d` are left to `relu_pool`."""
+    """A context in which `torch.conv2d` is `conv2d`, and `relu_pool` is a net's `ReLU`s before 2×2 `MaxPool2d`s."""
 
     def __init__(self, net: nn.Module, amx: bool):
         super().__init__()
@@ -69,7 +69,7 @@ class QuickSteps(TorchFunctionMode):
             super().__exit__(*error)
         for pair in self.pools:
             for layer in pair:
-                del layer.forward  # the class's is there again
+                del layer.forward  # uncovers the class's
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -89,7 +89,7 @@ def conv2d(
     dilation=1,
     groups=1,
 ) -> Tensor:
-    """`torch.conv2d`, as a product where that is quicker."""
+    """`torch.conv2d`, as a product where that is faster."""
     plain = dilation in (1, (1, 1)) and groups == 1 and not isinstance(padding, str) and x.ndim == 4
     if not (plain and torch.is_grad_enabled()):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -129,7 +129,7 @@ class _Dense(torch.autograd.Function):
             results[0] = _product(gradient, matrix.T, None, (matrix.shape[1] // 4, 2, 2))
         if needs_weight:
             blocks = (gradient.T @ pixels).view(2, 2, gradient.shape[1] // 4, 2, 2, -1)
-            # summed in float32, which the weights are in
+            # summed in float32, the dtype of the weights
             dtype = torch.promote_types(blocks.dtype, torch.float32)
             kernel = blocks.new_zeros((blocks.shape[2], 3, 3, blocks.shape[5]), dtype=dtype)
             for row, column in product((0, 1), repeat=2):
@@ -206,7 +206,7 @@ class _Windows(torch.autograd.Function):
 
 
 def _windows(x: Tensor, kernel: Sequence[int], pixels: Sequence[int], stride, padding) -> Tensor:
-    """What each output pixel sees of x (B, C, H, W): (B · pixels, kernel's height · width · C)."""
+    """The window of x (B, C, H, W) for each output pixel: (B · pixels, kernel's height · width · C)."""
     (up, left), (down, right) = padding, stride
     padded = pad(x.permute(0, 2, 3, 1), (0, 0, left, left, up, up)).contiguous()
     image, row, column, channel = padded.stride()
@@ -222,7 +222,7 @@ def relu_pool(x: Tensor) -> Tensor:
     long = x.numel() >= RELU_POOL[0] and x.shape[1] % RELU_POOL[1] == 0
     if suits and even and long and torch.get_num_threads() == 1 and _built():
         return _ReluPool.apply(x)
-    return relu(max_pool2d(x, 2))  # the largest commutes with ReLU, which has a quarter of the pixels so
+    return relu(max_pool2d(x, 2))  # the maximum commutes with ReLU, which then has a quarter of the pixels
 
 
 class _ReluPool(torch.autograd.Function):
@@ -270,7 +270,7 @@ def _built() -> ctypes.CDLL | None:
 
 
 def _halves(pool: nn.Module) -> bool:
-    """Whether a layer takes the largest of each 2×2 pixels, and nothing more."""
+    """Whether a layer is a plain 2×2 max pool."""
     if not isinstance(pool, nn.MaxPool2d):
         return False
     how = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)

@@ -30,10 +30,10 @@ BelowOne = Annotated[float, Field(ge=0, lt=1), Number]
 
 
 class Recipe(Section):
-    """One training, in all that its net depends on; ValueError (by `read` a UserError) for what can't go together."""
+    """All settings of a training that its net depends on; ValueError (from `read`, UserError) if they contradict."""
 
     epochs: Count = key("passes over the images")
-    batch_size: Count = key("images per step, of all processes together")
+    batch_size: Count = key("images per step, over all processes")
     learning_rate: Positive = key("the peak")
     objective: Annotated[str, among(OBJECTIVES)] = key(
         "`supervised`, `simsiam`, or `linear`: a linear layer on the previous stage's frozen net",
@@ -63,7 +63,7 @@ class Recipe(Section):
         "of forward and backward pass; `auto`: bfloat16 where the device is fast at it, else float32", "auto"
     )
     sync_batch_norm: Flag = key("whether batch norm sees all processes' batches; GPUs only", False)
-    processes: Count = key("how many train one net together, each on its own GPU", 1)
+    processes: Count = key("processes that train one net together, each on its own GPU", 1)
     dimensions: Count = key("of SimSiam's projection", 2048)
     bottleneck: Count = key("of the hidden layer of SimSiam's predictor", 512)
 
@@ -81,15 +81,15 @@ class Recipe(Section):
             raise together("invariance_from", why)
         if self.invariance_loss == "whole_batch" and self.processes > 1:
             raise together(
-                "invariance_loss", "whole_batch given, which one process alone has; allowed is another"
+                "invariance_loss", "whole_batch given, which needs a single process; allowed is another"
             )
         if self.batch_size % self.processes:
-            why = f"{self.batch_size} can't be shared evenly by {self.processes} processes"
+            why = f"{self.batch_size} can't be split evenly among {self.processes} processes"
             raise together("batch_size", why)
         return self
 
     def settings(self) -> dict[str, Any]:
-        """What a net depends on: without the keys that its objective or its loss doesn't read."""
+        """The settings that a net depends on: those that its objective and its loss read."""
         unread = set() if self.objective == "simsiam" else {"dimensions", "bottleneck"}
         if self.invariance_from is None:
             unread |= {"invariance_weight", "invariance_loss"}

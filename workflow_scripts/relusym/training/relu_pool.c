@@ -1,12 +1,12 @@
-/* ReLU and 2x2 max pooling of bfloat16 maps, channels last. Rows and columns are the pooled map's, the rows of all
-   images one after the other. A bfloat16 that isn't negative orders as the 16-bit integer of the same bits. */
+/* ReLU and 2x2 max pooling of bfloat16 maps, channels last. Rows and columns are those of the pooled maps, with the rows
+   of all images one after the other. Non-negative bfloat16s have the order of the 16-bit integers of the same bits. */
 #include <stddef.h>
 #include <stdint.h>
 
 /* A negative NaN as a positive one, which counts as the largest value. */
 static inline int16_t positive_nan(int16_t x) { return (uint16_t)x > 0xFF80 ? 0x7FFF : x; }
 
-/* which: the pixel of the window, 0 to 3, that the result comes from, the first of several; 4 where none is positive. */
+/* which: the window's pixel, 0 to 3, that is the largest, the first if several are; 4 if none is positive. */
 void relu_pool(const int16_t *restrict x, int16_t *restrict y, int16_t *restrict which,
                size_t rows, size_t columns, size_t channels) {
     const size_t line = 2 * columns * channels;
@@ -27,7 +27,7 @@ void relu_pool(const int16_t *restrict x, int16_t *restrict y, int16_t *restrict
         }
 }
 
-/* From the gradient of y that of x, all of it written. */
+/* The gradient of x from that of y; every entry is written. */
 void relu_pool_backward(const int16_t *restrict of_y, const int16_t *restrict which, int16_t *restrict of_x,
                         size_t rows, size_t columns, size_t channels) {
     const size_t line = 2 * columns * channels;
