@@ -204,7 +204,7 @@ def test_a_run_of_committed_results_prints_them_and_that_nothing_was_trained(com
     for by in ((), ("env", "PYTHONIOENCODING=ascii")):
         output = committed.makes("table2", by=by)
         assert "GCNN Barrier" in output and "results/tiny/tables/table2.md" in output
-        assert output.rstrip().endswith("To train them yourself, move results/tiny away first.")
+        assert output.rstrip().endswith("To train the nets yourself, move results/tiny away first.")
 
 
 def test_a_target_of_several_tables_ends_with_each_of_them(committed):
