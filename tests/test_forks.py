@@ -308,6 +308,7 @@ def test_after_snakemake_is_killed_the_next_run_counts_the_work_of_its_forks(hav
     merges = merges_of(made)
     run = started(made, *merges)
     run.kill()
+    run.wait(MINUTES)  # until then it still owns its lock
     if have_ended:
         wait_until(lambda: not of(run), MINUTES, "no process of the run is left", poll=0.05)
     made.makes(*merges)
