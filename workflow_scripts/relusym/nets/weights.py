@@ -79,9 +79,8 @@ def read_contents(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about types of tensors
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if kind := re.search(
-            r"Unsupported global: GLOBAL (\S+)", str(error)
-        ):  # rather than an opcode in any text
+        # a global, rather than an opcode in any text
+        if kind := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise UserError(
                 f"checkpoint {path} holds more than tensors ({kind[1]}), and loading it could run code: refused; save "
                 "its state dict alone"

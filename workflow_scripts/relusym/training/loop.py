@@ -150,7 +150,7 @@ class State:
             if about["scaler"]:
                 self.scaler.load_state_dict(about["scaler"])
             self.history += about["history"]
-            self.earlier_seconds = about.get("seconds", 0.0)  # not in states of 0.1.0
+            self.earlier_seconds = about.get("seconds", 0.0)  # older states lack it
             return about["step"], tensors.get("sums")
         except (KeyError, RuntimeError) as error:
             message = f"{self.path} isn't the state of this training: delete it, and it starts over"
