@@ -321,10 +321,28 @@ def test_the_power_of_a_t_test_on_nets_is_the_share_of_simulated_tests_that_dete
 
 
 @pytest.mark.parametrize("n", [3, 4, 7, 12, 24])
-def test_a_cycle_of_pairs_has_the_error_and_degrees_of_freedom_of_its_test(n):
+def test_the_power_for_a_cycle_of_pairs_is_the_share_of_simulated_tests_that_detect_the_effect(n):
+    """In the worst case: a pair's difference, of standard deviation 2, comes entirely from its nets."""
+    by_net = np.random.default_rng(n).normal(0, math.sqrt(2), (DRAWS, n))
+    values = 2.0 + by_net + np.roll(by_net, -1, axis=1)
     factor, degrees = evidence.shared_nets(np.array(cycle(n)))
-    expected = power.t_power(1.0, 2.0 * math.sqrt(factor / n), degrees, LEVEL)
-    assert power.cycle_of_pairs(1.0, 2.0)(n, LEVEL) == pytest.approx(expected)
+    t = values.mean(1) / np.sqrt(factor * values.var(1, ddof=1) / n)
+    share = (stats.t.sf(t, degrees) < LEVEL / 2).mean()
+    computed = power.cycle_of_pairs(2.0, 2.0)(n, LEVEL)
+    assert within(computed, share)
+    assert computed == pytest.approx(power.t_power(2.0, 2.0 * math.sqrt(2 / n), degrees, LEVEL))
+
+
+@pytest.mark.parametrize("pairs", [[(0, 1), (2, 3), (4, 5)], cycle(4)[:3], cycle(3), cycle(12)])
+def test_the_spread_of_pairs_is_estimated_without_bias(pairs):
+    """In the worst case again; the power for the observed effect and spread is that for this estimate."""
+    seeds = np.array(pairs)
+    values = np.random.default_rng(0).normal(0, math.sqrt(0.5), (DRAWS, 12))[:, seeds].sum(2)
+    squared = [evidence.std_of_pairs(std, seeds) ** 2 for std in values.std(1, ddof=1)]
+    assert np.mean(squared) == pytest.approx(1.0, abs=0.03)
+    observed = evidence.paired(values[0], seeds=seeds).power_observed
+    expected = power.cycle_of_pairs(values[0].mean(), math.sqrt(squared[0]))
+    assert observed(8, LEVEL) == pytest.approx(expected(8, LEVEL))
 
 
 @pytest.mark.slow(seconds=9)

@@ -234,7 +234,8 @@ def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | Non
     else:
         nets, (factor, degrees) = np.unique(seeds).size, shared_nets(seeds)
         n = f"{counted(m, 'pair')} of {counted(nets, 'net')}"
-        how = {"factor": factor, "degrees": degrees, "power_of": power.cycle_of_pairs}
+        how = {"factor": factor, "degrees": degrees}
+        how["power_of"] = lambda effect, std: power.cycle_of_pairs(effect, std_of_pairs(std, seeds))
     test = f"paired t{', for shared nets' * (seeds is not None)}{f', against −{margin:.3f}' * (margin > 0)}"
     if m < 2 or not how["degrees"]:
         few = "two nets or more are needed" if seeds is None else "pairs of three nets or more are needed"
@@ -286,6 +287,12 @@ def shared_nets(seeds: np.ndarray) -> tuple[float, float]:
     if m < 2 or left < 1e-9:
         return math.inf, 0.0
     return float(common.sum() / m * (m - 1) / left), float(left**2 / np.trace(centred @ centred))
+
+
+def std_of_pairs(std: float, seeds: np.ndarray) -> float:
+    """√V of `shared_nets` from the sample's standard deviation over pairs, which shared nets make smaller."""
+    m, (_, pairs_of_net) = len(seeds), np.unique(seeds, return_counts=True)
+    return std * math.sqrt((m - 1) / (m - (pairs_of_net**2).sum() / (2 * m)))  # the last bracket is tr(HC)
 
 
 def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:

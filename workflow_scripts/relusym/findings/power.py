@@ -49,14 +49,16 @@ def one_sample(effect: float, std: float) -> Power:
 
 
 def cycle_of_pairs(effect: float, std: float) -> Power:
-    """The power of `evidence.flipped_against_other`, each net merged with the next; `std`: that of pair differences."""
+    """The power of `evidence.flipped_against_other`, each net merged with the next, in its worst case.
+
+    `std`: the standard deviation of a pair's difference (`evidence.std_of_pairs`).
+    """
 
     def power(n: int, level: float) -> float:
         if n < 3:
             return 0.0
-        # `evidence.shared_nets` of a cycle, in closed form
-        factor, degrees = 2 * (n - 1) / (n - 2), (n - 2) ** 2 / (1.5 * n - 4)
-        return t_power(effect, std * math.sqrt(factor / n), degrees, level)
+        # `evidence.shared_nets` of a cycle, in closed form: the variance of the mean is twice that of independent pairs
+        return t_power(effect, std * math.sqrt(2 / n), (n - 2) ** 2 / (1.5 * n - 4), level)
 
     return power
 
