@@ -48,6 +48,7 @@ PLAIN = [
     (lambda *factory: {}, "collections.defaultdict"),  # PyTorch's reader fills no other kind of dict
     *((kind, f"builtins.{kind.__name__}") for kind in (list, dict, int, float)),
 ]  # fmt: skip
+LONGEST_NAME = 1000  # bytes of a global's module and name
 LONGEST, LONGEST_PART = 1000, 200  # characters of an address, which becomes a path, and of a part of it
 UNREACHABLE = urllib.error.URLError, TimeoutError, ConnectionError
 
@@ -69,18 +70,22 @@ def read_tensors(path: Path) -> dict[str, Any]:
 def read_contents(path: Path) -> Any:
     """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run. UserError if the file is
     truncated, isn't a checkpoint, or holds more than tensors and plain values."""
-    head = b""
+    head = tail = b""
     try:
         with open_file(path) as file:
             head = file.read(9)
+            file.seek(max(0, file.seek(0, 2) - LONGEST_NAME))
+            tail = file.read()
         if path.suffix == ".safetensors" or head[8:] == b"{":  # after the length of its header
             return load_file(path)
         with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about types of tensors
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # a global, rather than an opcode in any text
-        if kind := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+        # a global, rather than an opcode in any text, and not one that is cut off, whose last letter isn't read
+        kind = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        end = tail[:-1].replace(b"\n", b".").rstrip(b".")
+        if kind and not end.endswith(kind[1].rstrip(".").encode()):
             raise UserError(
                 f"checkpoint {path} holds more than tensors ({kind[1]}), and loading it could run code: refused; save "
                 "its state dict alone"
