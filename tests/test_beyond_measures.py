@@ -72,7 +72,8 @@ def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(aligned, l
         assert len(accuracy) == len(curves[way]["loss"]) == 5
         assert (accuracy[0], accuracy[-1]) == (merged.accuracy["net"], merged.accuracy["flipped"])
         assert accuracy[2] == pytest.approx(merged.accuracy[middle], abs=1 / 60)
-    assert curves["plain"]["loss"] != curves["repaired"]["loss"]
+        loss = evaluate(merged.nets[middle], IMAGES, labels, MEASURED)[0]["loss"]
+        assert curves[way]["loss"][2] == pytest.approx(loss, rel=1e-4)
 
 
 def test_over_the_orbit_of_a_flip_the_merge_is_that_with_the_flipped_self(net, labels, merged):
@@ -91,7 +92,7 @@ def test_a_gcnn_of_quarter_turns_has_no_barrier_over_its_orbit_of_four_but_anoth
     assert all(abs(barrier) < 0.02 for barrier in merged_orbit.barrier.values())
     net = vgg11()
     other = orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, answers(net, IMAGES))
-    assert other.barrier["whole"] > 0.05 and other.barrier["whole"] != other.barrier["pairwise"]
+    assert other.barrier["whole"] > 0.05
 
 
 @torch.no_grad()

@@ -140,7 +140,7 @@ class Run(Section):
 
     scale: Id = key("a file in scales/, yours or this project's: `demo` is scales/demo.yaml", "demo")
     seeds: OrNull[Seeds] = key(
-        "only these of the scale's seeds, such as 0-3 or [0, 5]; null: all. Separate runs combine", None
+        "only these of the scale's seeds, such as 0-3 or [0, 5]; null: all. Parts combine", None
     )
     device: Device = key("`cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU where there is one", "auto")
     threads: Several = key(

@@ -48,8 +48,5 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
     silent = sum("earlier_seconds" not in record["cost"] for record in inputs["train"])
-    return (
-        [f"Of {silent} trainings, those that were resumed count from their last start alone"]
-        if silent
-        else []
-    )
+    line = f"Of {silent} trainings, those that were resumed count from their last start alone"
+    return [line] if silent else []
