@@ -14,8 +14,8 @@ rule flip_merge:
     threads: SETTINGS.run.threads
     resources:
         nets=1,
-        mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model) else 6000) * attempt,
-        runtime=lambda w, attempt: (240 if on_imagenet(w.model) else 30) * attempt,
+        mem_mb=lambda w, attempt: (16000 if on_imagenet(w[0]) else 6000) * attempt,  # the wildcard of the first type
+        runtime=lambda w, attempt: (240 if on_imagenet(w[0]) else 30) * attempt,
         gpu=GPU,
     params:
         job=merge_job(FLIP),
@@ -25,39 +25,24 @@ rule flip_merge:
         "../workflow_scripts/merge.py"
 
 
-rule pair_merge:
+use rule flip_merge as pair_merge with:
     input:
         lambda w: waits_for(job_of(PAIR, w)),
     output:
         record=update(PAIR),
     log:
         f"{LOGS}/pair_merge/{TWO_NETS}.log",
-    conda:
-        ENVIRONMENT
-    threads: SETTINGS.run.threads
-    resources:
-        nets=1,
-        mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model_1) else 6000) * attempt,
-        runtime=lambda w, attempt: (240 if on_imagenet(w.model_1) else 30) * attempt,
-        gpu=GPU,
     params:
         job=merge_job(PAIR),
-        device=SETTINGS.run.device,
-        jobs_per_gpu=JOBS_PER_GPU,
-    script:
-        "../workflow_scripts/merge.py"
 
 
-rule measure:  # beyond the paper: each measurement is a module of relusym/beyond
+use rule flip_merge as measure with:  # beyond the paper: each measurement is a module of relusym/beyond
     input:
         lambda w: waits_for(job_of(MEASURED, w)),
     output:
         record=update(MEASURED),
     log:
         f"{LOGS}/{{measurement}}/{NETS}.log",
-    conda:
-        ENVIRONMENT
-    threads: SETTINGS.run.threads
     resources:
         nets=1,
         mem_mb=lambda w, attempt: 6000 * attempt,
@@ -65,7 +50,3 @@ rule measure:  # beyond the paper: each measurement is a module of relusym/beyon
         gpu=GPU,
     params:
         job=merge_job(MEASURED),
-        device=SETTINGS.run.device,
-        jobs_per_gpu=JOBS_PER_GPU,
-    script:
-        "../workflow_scripts/merge.py"
