@@ -31,26 +31,25 @@ NOT_IN_PLAIN_NETS = "group_convs", "initialization"  # options in which nets tha
 
 def check(settings: Settings) -> None:
     """Raise a UserError with a line for each contradiction, except those that another one hides."""
-    models = settings.models.values()
-    _all(_check_sources, _check_data, *(partial(_check_model, model=model) for model in models))(settings)
-    _all(_check_names, _check_figure9, _check_known_images, _check_resize, _check_snapshots)(settings)
-    _all(_check_pairs, _check_beyond, _check_seeds)(settings)
+    of_models = [partial(_check_model, model=model) for model in settings.models.values()]
+    _check_all(settings, _check_sources, _check_data, *of_models)
+    extents = {model: settings.known_extent(model) for model in (None, *settings.models)}
+    images = [partial(check_images, model=model, extent=its) for model, its in extents.items() if its]
+    _check_all(settings, _check_names, _check_figure9, *images, _check_resize, _check_snapshots)
+    beyond = [partial(_check_measurement, name=name, section=each) for name, each in settings.beyond.items()]
+    _check_all(settings, _check_pairs, *beyond, _check_seeds)
 
 
-def _all(*checks: Callable[[Settings], None]) -> Callable[[Settings], None]:
-    """All checks in one, which names each wrong key once."""
-
-    def check(settings: Settings) -> None:
-        lines: dict[str, str] = {}
-        for each in checks:
-            try:
-                each(settings)
-            except UserError as error:
-                for line in str(error).split("\n"):
-                    lines.setdefault(re.match(r"(.*?\.yaml: )?[^ ]*", line)[0], line)
-        raise_all(lines.values())
-
-    return check
+def _check_all(settings: Settings, *checks: Callable[[Settings], None]) -> None:
+    """Raise a UserError with the lines of all checks, one for each wrong key."""
+    lines: dict[str, str] = {}
+    for check in checks:
+        try:
+            check(settings)
+        except UserError as error:
+            for line in str(error).split("\n"):
+                lines.setdefault(re.match(r"(.*?\.yaml: )?[^ ]*", line)[0], line)
+    raise_all(lines.values())
 
 
 def _check_figure9(settings: Settings) -> None:
@@ -59,12 +58,6 @@ def _check_figure9(settings: Settings) -> None:
     shown = [id_ for id_ in settings.sections.models if id_ not in not_merged]
     if shown and (figure9 := settings.sections.figure9) is not None:
         _one_of(settings.place("figure9"), figure9, shown)
-
-
-def _check_known_images(settings: Settings) -> None:
-    extents = {model: settings.known_extent(model) for model in (None, *settings.models)}
-    known = [(model, extent) for model, extent in extents.items() if extent]
-    _all(*(partial(check_images, model=model, extent=extent) for model, extent in known))(settings)
 
 
 def _check_seeds(settings: Settings) -> None:
@@ -232,11 +225,6 @@ def _needed_to_merge(model: Model) -> dict[str, Any]:
     shared = {"data.dataset": model.data.dataset, "data.normalisation": model.data.normalisation}
     shared["image_size"] = model.image_size
     return {f"network.{key}": value for key, value in (name | network).items()} | shared
-
-
-def _check_beyond(settings: Settings) -> None:
-    sections = settings.beyond.items()
-    _all(*(partial(_check_measurement, name=name, section=section) for name, section in sections))(settings)
 
 
 def _check_measurement(settings: Settings, name: str, section: dict[str, Any]) -> None:
