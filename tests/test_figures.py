@@ -1,4 +1,3 @@
-import io
 import json
 from types import SimpleNamespace
 
@@ -497,13 +496,6 @@ def test_counts_are_means_over_the_nets_that_are_ok():
     assert frame["share"].to_list() == pytest.approx([1 / 2] * 4 + [1 / 4, 3 / 4, 1 / 6, 1 / 3, 1 / 2])
 
 
-def test_a_broken_record_is_named():
-    wrong = record("cnn", 3, {"conv1": [0], "conv2": [0, 1, 1]})
-    refused(lambda: order_counts([wrong]), "cnn-3, conv2: not a permutation of 3 channels")
-    lacking = flip("cnn", 4) | {"permutations": None}
-    refused(lambda: order_counts([lacking]), "cnn-4 lacks 'permutations'")
-
-
 def bars(panel, layers):
     """Heights of the bars of a panel by layer and colour: {(layer, colour): height}; layers are numbered from 1."""
     places = [(layers[round(bar.get_x() + bar.get_width() / 2) - 1], bar) for bar in panel.patches]
@@ -511,12 +503,8 @@ def bars(panel, layers):
     return {key: bar.get_height() for key, bar in at.items() if bar.get_height()}
 
 
-@pytest.mark.parametrize("read_back", [False, True])
-def test_figure4_draws_the_shares_of_the_csv(read_back):
+def test_figure4_draws_the_shares_of_the_csv():
     frame = order_counts(RECORDS)
-    if read_back:  # without "5+", the CSV's column is read as integers
-        frame = frame[(frame["order"] < 5)]
-        frame = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
     panels = figure4(frame, ["cnn", "gcnn", "pgcnn"], NAMES).axes
     colour = {order_class: to_rgba(value) for order_class, value in COLOURS.items()}
     layers = [layer.removeprefix("conv") for layer in frame.query("model == 'cnn'")["layer"].unique()]
@@ -536,12 +524,9 @@ def test_figure4_has_labelled_axes_and_a_key():
     assert labels == ["5 or more", "4", "3", "2 (swapped)", "1 (fixed)"]
 
 
-@pytest.mark.parametrize("ending", ["png", "pdf"])
-@pytest.mark.parametrize("records", [RECORDS, []])
-def test_figure4_can_be_saved(ending, records):
-    buffer = io.BytesIO()
-    figure4(order_counts(records), ["cnn", "gcnn", "pgcnn"], NAMES).savefig(buffer, format=ending)
-    assert buffer.getvalue().startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[ending])
+def test_figure4_can_be_saved_without_nets(tmp_path):
+    write_figure(figure4(order_counts([]), ["cnn", "gcnn", "pgcnn"], NAMES), [tmp_path / "figure4.png"])
+    assert (tmp_path / "figure4.png").stat().st_size > 0
 
 
 def test_figure4_and_its_numbers_come_from_the_records():

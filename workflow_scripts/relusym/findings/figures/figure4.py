@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from relusym.errors import UserError
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, np, pd
 from relusym.findings.frames import check_agreement
 from relusym.findings.print_style import layer_ticks, panels_of
@@ -18,7 +17,7 @@ FIGURE = Figure(__name__, reads=("flip_merge",), csvs=(".csv",), **OF_VGG11S)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Figure 4, one panel per type, and its numbers; UserError as in `order_counts` and `check_agreement`."""
+    """Figure 4, one panel per type, and its numbers; UserError as in `check_agreement`."""
     check_agreement(inputs)
     counts = order_counts(inputs["flip_merge"])
     return figure4(counts, selection["models"], selection["names"]), counts
@@ -28,21 +27,14 @@ def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
     """The number of channels of each order, mean over the nets of a type whose flip-merge record is ok.
 
     One row for each model, layer and order that occurs: model, layer, order, order_class ("1" to "4", "5+"), channels
-    (mean number a net), share (of the layer's channels), n (nets). UserError if a record lacks its permutations or
-    holds one that isn't a bijection.
+    (mean number a net), share (of the layer's channels), n (nets).
     """
     from relusym.permutations import channel_orders
 
     rows = []
     for record in (record for record in flip_records if record["status"] == "ok"):
-        net = f"{record['model']}-{record['seed']}"
-        if not record.get("permutations"):
-            raise UserError(f"flip_merge record {net} lacks 'permutations': delete it, and it is made again")
         for layer, permutation in record["permutations"].items():
-            try:
-                orders = np.unique_counts(channel_orders(permutation))
-            except ValueError as error:
-                raise UserError(f"flip_merge record {net}, {layer}: {error}: delete the record") from error
+            orders = np.unique_counts(channel_orders(permutation))
             rows += [(record["model"], record["seed"], layer, *pair) for pair in zip(*orders, strict=True)]
     nets = pd.DataFrame(rows, columns=["model", "seed", "layer", "order", "channels"])
     for column in ("model", "layer"):  # in the order of the records, not alphabetically
@@ -66,7 +58,6 @@ def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]
     """
     from matplotlib.patches import Patch
 
-    frame = frame.astype({"order_class": str})  # a CSV read back without a "5+" has integers
     layers = {model: list(nets["layer"].unique()) for model, nets in frame.groupby("model")}
     columns = min(4, len(models) + 1)
     rows = -(-(len(models) + 1) // columns)  # one more place, for the legend
