@@ -10,9 +10,10 @@ from threading import Thread
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
 from relusym.findings import Table, declared, fingerprint
-from relusym.findings.layout import page, write_text
+from relusym.findings.layout import page
 from relusym.records.results import RECORD, SUBMITTED, Results
 from relusym.theory import STATEMENTS
+from relusym.whole_files import write_text
 
 try:
     from relusym.findings import selection

@@ -24,11 +24,11 @@ from relusym import checkpoint
 from relusym.data import image_set
 from relusym.errors import UserError
 from relusym.findings.fingerprint import is_whole, write_note
-from relusym.findings.layout import Layout, write_table, write_text
+from relusym.findings.layout import Layout, write_table
 from relusym.findings.print_style import write_figure
 from relusym.jobs.job_lock import JobLock
 from relusym.records.files import load_record, load_record_or_none, write_record
-from relusym.whole_files import sha256, write_whole
+from relusym.whole_files import sha256, write_text, write_whole
 
 RECORD = records.train("cnn", 0)
 

@@ -231,7 +231,7 @@ def of_bytes(content):
 SPOILED = {  # what is in the place of a record, and how another record of the folder is refused
     "another's": (lambda path: path.write_text(json.dumps({"data": {"seed": 1}})), "with other settings"),
     "list": (lambda path: path.write_text("[]"), "with other settings"),
-    "half": (lambda path: path.write_text("{"), r"is not valid JSON \(EOF"),
+    "half": (lambda path: path.write_text("{"), r"is not valid JSON \(Expecting"),
     "folder": (Path.mkdir, r"can't be read \(Is a directory\)"),
     "pipe": (os.mkfifo, r"can't be read \(Not a file\)"),
     "link to itself": (lambda path: path.symlink_to(path.name), None),  # a new file replaces it
@@ -290,7 +290,7 @@ FILES = {
     "number of 5000 digits": (of_bytes(b'{"seed": ' + b"9" * 5000 + b"}"), NO_JSON),
     "a terabyte": ({"train/cnn-0.json": lambda path: (path.touch(), os.truncate(path, 10**12))},
      rf"{UNREADABLE} \(File too large\)"),
-    "deeply nested": (of_bytes(b"[" * 100_000), rf"{NO_JSON} \(recursion"),
+    "deeply nested": (of_bytes(b"[" * 100_000), rf"{NO_JSON} \(maximum recursion"),
     "no record": (of_bytes(b"[1, 2]"), NO_KIND), "null": (of_bytes(b"null"), NO_KIND),
     "no kind of record": ({"train/cnn-0.json": {"kind": "letter"}}, NO_KIND),
     "kind that is a list": ({"train/cnn-0.json": {"kind": []}}, NO_KIND),

@@ -10,7 +10,7 @@ from benchmark.sides import device_name, slug
 from job import job
 from relusym.config.settings import Settings
 from relusym.measuring.loading import device_named
-from relusym.whole_files import write_whole
+from relusym.whole_files import write_text
 
 
 def in_words(value):
@@ -43,9 +43,7 @@ if __name__ == "__main__":  # the processes of the benchmark import this file to
         columns = rows[["what", "unit", "here", "plain", "ratio", "goal", "reached", "agrees"]].map(in_words)
         table = f"{name}\n\n{columns.to_markdown(index=False, disable_numparse=True)}\n"
         path = Path("results/bench") / f"{slug(name)}.csv"
-        with write_whole(path) as part:
-            rows.to_csv(part, index=False, float_format="%.5g", lineterminator="\n")
-        with write_whole(path.with_suffix(".md")) as part:
-            part.write_text(table, encoding="utf-8")
+        write_text(path, rows.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+        write_text(path.with_suffix(".md"), table)
         for stream in (sys.stdout, terminal):
             print(f"{table}\n{path}", file=stream)

@@ -6,8 +6,9 @@ from job import job
 from relusym.findings import Table, declared, frames
 from relusym.findings.fingerprint import fingerprint, write_note
 from relusym.findings.frames import read
-from relusym.findings.layout import csv, write_table, write_text
+from relusym.findings.layout import csv, write_table
 from relusym.findings.print_style import style, write_figure
+from relusym.whole_files import write_text
 
 with job(snakemake):
     params, selection = snakemake.params, snakemake.params.selection

@@ -21,8 +21,8 @@ def stream(seed: int, *names: str | int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A torch generator on `device`, seeded by `stream`."""
+def generator(seed: int, *names: str | int) -> torch.Generator:
+    """A torch generator on the CPU, seeded by `stream`."""
     import torch  # here, so that jobs without it start ten times faster
 
-    return torch.Generator(device).manual_seed(stream(seed, *names))
+    return torch.Generator().manual_seed(stream(seed, *names))

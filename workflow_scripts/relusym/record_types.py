@@ -3,7 +3,8 @@
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-from pydantic_core import PydanticCustomError
+
+from relusym.schema import remark
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -15,13 +16,6 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 
 
-def _is_one_line(text: str) -> str:
-    if not text.isprintable():
-        raise contradiction("allowed is text of one line")
-    return text
-
-
-Text = Annotated[str, Field(min_length=1), AfterValidator(_is_one_line)]
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 ROUNDING = 1e-6  # tolerance for numbers that follow from others
@@ -29,17 +23,11 @@ ROUNDING = 1e-6  # tolerance for numbers that follow from others
 
 def _is_bijection(indices: list[int]) -> list[int]:
     if sorted(indices) != list(range(len(indices))):
-        raise PydanticCustomError(
-            "permutation", "allowed is each of 0 to {last} once", {"last": len(indices) - 1}
-        )
+        raise remark(f"allowed is each of 0 to {len(indices) - 1} once")
     return indices
 
 
 Permutation = Annotated[list[int], AfterValidator(_is_bijection)]
-
-
-def contradiction(why: str) -> PydanticCustomError:
-    return PydanticCustomError("contradiction", why.replace("{", "{{").replace("}", "}}"))
 
 
 def check_barrier(name: str, value: float | None, mean: float, accuracy: float) -> None:
@@ -47,7 +35,7 @@ def check_barrier(name: str, value: float | None, mean: float, accuracy: float) 
     expected = (mean - accuracy) / mean if mean else None
     if (value is None) != (expected is None) or (value is not None and abs(value - expected) > ROUNDING):
         is_ = "there is none" if expected is None else f"it is {expected:.6g}"
-        raise contradiction(f"by equation (4) of the accuracies, {is_} for {name!r}")
+        raise remark(f"by equation (4) of the accuracies, {is_} for {name!r}")
 
 
 class Fields(BaseModel):

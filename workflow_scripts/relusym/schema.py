@@ -190,8 +190,8 @@ class Section(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise_all(in_lines(error.errors(include_url=False), where))
-            raise
+            lines = dict.fromkeys(in_lines(error.errors(include_url=False), where))
+            raise UserError("\n".join(lines)) from None
 
     def but(self, **changes: Any) -> Self:
         """A copy with these changes; UserError as in `read`."""
@@ -349,6 +349,6 @@ def choose(
     try:
         options = entry.options.read({k: v for k, v in values.items() if k != selector}, where)
     except UserError as error:
-        raise_all(f"{line} ({selector} {name})" for line in str(error).split("\n"))
-        raise
+        lines = str(error).split("\n")
+        raise UserError("\n".join(f"{line} ({selector} {name})" for line in lines)) from None
     return entry, options

@@ -46,6 +46,12 @@ def write_whole(path: str | Path) -> Iterator[Path]:
                 part.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, UTF-8, as `write_whole` does; a file name in it that isn't valid text is escaped."""
+    with write_whole(path) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
 def check_writable(path: str | Path) -> None:
     """Raise UserError if `path`, or files in it if it is a folder, can't be written; leaves nothing behind.
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
-from relusym.record_types import Fields, NotNegative, Share, contradiction
-from relusym.schema import Count, Number, OrNull, key, refusal
+from relusym.record_types import Fields, NotNegative, Share
+from relusym.schema import Count, Number, OrNull, key, refusal, remark
 
 
 def _odd(points: int) -> int:
@@ -48,12 +48,12 @@ class Body(Fields):
         numbers = {len(values) for line in lines for values in (line.accuracy, line.loss)}
         if [*numbers] != [wanted] or not wanted % 2 or wanted < 3:
             points = " and ".join(map(str, sorted(numbers)))
-            raise contradiction(
+            raise remark(
                 f"{points} points; allowed are those of the settings, {wanted!r}, an odd number from 3 on"
             )
         first, second = ([(line.accuracy[end], line.loss[end]) for end in (0, -1)] for line in lines)
         if first != second:
-            raise contradiction("allowed are lines with the same endpoints, which are the nets themselves")
+            raise remark("allowed are lines with the same endpoints, which are the nets themselves")
         return curve
 
 

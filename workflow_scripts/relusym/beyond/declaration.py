@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from relusym.record_types import Fields, contradiction
-from relusym.schema import Count, OrNull, Section, Seeds, Text, each_once, key
+from relusym.record_types import Fields
+from relusym.schema import Count, OrNull, Section, Seeds, Text, each_once, key, remark
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ NOT_IN_SETTINGS = {*Options.model_fields, *PARTS_OF_MODELS, "pairs", "matching",
 def _as_in_settings(measured: dict | list, info: ValidationInfo) -> dict | list:
     wanted = info.data.get("settings", {}).get(info.field_name)
     if wanted != [getattr(each, "epoch", each) for each in measured]:
-        raise contradiction(f"allowed are those of the settings, {wanted!r}")
+        raise remark(f"allowed are those of the settings, {wanted!r}")
     return measured
 
 

@@ -15,8 +15,8 @@ from relusym.record_types import (
     NotNegative,
     Share,
     Similarity,
-    contradiction,
 )
+from relusym.schema import remark
 
 
 class Options(declaration.Options):
@@ -37,13 +37,13 @@ class MeasuredEpoch(Fields):
     def _follows_from_barrier(cls, absolute: float, info: ValidationInfo) -> float:
         barrier = info.data.get("barrier")
         if barrier is None and "barrier" in info.data and info.data.get("accuracy"):
-            raise contradiction("by the accuracy, there is a barrier")
+            raise remark("by the accuracy, there is a barrier")
         if isinstance(barrier, float) and "accuracy" in info.data:
             # the mean accuracy of the net and its flipped self, if the latter's is 0 or 1
             means = info.data["accuracy"] / 2, (1 + info.data["accuracy"]) / 2
             low, high = sorted(barrier * mean for mean in means)
             if not low - ROUNDING <= absolute <= high + ROUNDING:
-                raise contradiction(f"by the barrier and the accuracy, it is from {low:.6g} to {high:.6g}")
+                raise remark(f"by the barrier and the accuracy, it is from {low:.6g} to {high:.6g}")
         return absolute
 
 

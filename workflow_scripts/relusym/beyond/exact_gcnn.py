@@ -11,9 +11,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from relusym import checkpoint
 from relusym.beyond import declaration
 from relusym.errors import UserError
-from relusym.record_types import Count, Fields, NotNegative, Share, Shares, contradiction
+from relusym.record_types import Count, Fields, NotNegative, Share, Shares
 from relusym.schema import Count as CountOption
-from relusym.schema import Positive, Section
+from relusym.schema import Positive, Section, remark
 from relusym.symmetry import SYMMETRIES
 from relusym.training.recipe import Recipe
 from relusym.whole_files import sha256
@@ -89,7 +89,7 @@ class Representation(Fields):
     @classmethod
     def _has_channels(cls, swapped: int, info: ValidationInfo) -> int:
         if swapped % 2 or not swapped + info.data.get("fixed", 1):
-            raise contradiction("allowed is an even number, and at least one channel in all")
+            raise remark("allowed is an even number, and at least one channel in all")
         return swapped
 
 

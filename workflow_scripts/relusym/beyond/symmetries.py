@@ -16,8 +16,8 @@ from relusym.record_types import (
     Shares,
     Similarity,
     check_barrier,
-    contradiction,
 )
+from relusym.schema import remark
 from relusym.symmetry import SYMMETRIES
 
 
@@ -69,7 +69,7 @@ class Body(Fields):
     def _are_of_their_orders(cls, symmetries: dict[str, OrbitMerge]) -> dict[str, OrbitMerge]:
         for name, merge in symmetries.items():
             if merge.order != (order := SYMMETRIES[name].order):
-                raise contradiction(f"allowed is the order {order} of the {name}")
+                raise remark(f"allowed is the order {order} of the {name}")
         return symmetries
 
 

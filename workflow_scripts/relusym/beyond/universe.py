@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
-from relusym.record_types import ROUNDING, Barrier, Fields, Share, Similarity, check_barrier, contradiction
-from relusym.schema import Number, key, refusal
+from relusym.record_types import ROUNDING, Barrier, Fields, Share, Similarity, check_barrier
+from relusym.schema import Number, key, refusal, remark
 
 MERGED = "universe", "universe_no_repair", "pairwise", "pairwise_no_repair"
 
@@ -41,7 +41,7 @@ class Merged(Fields):
         mean, accuracy = info.data.get("mean"), info.data.get("accuracy")
         if mean is not None and accuracy is not None:
             if {*accuracy} != {*MERGED} or {*barriers} != {*MERGED}:
-                raise contradiction(f"allowed are those of {', '.join(MERGED)}")
+                raise remark(f"allowed are those of {', '.join(MERGED)}")
             for name, value in barriers.items():
                 check_barrier(name, value, mean, accuracy[name])
         return barriers
@@ -66,14 +66,14 @@ class Body(Fields):
     def _are_all_there(cls, merged: dict[str, Merged], info: ValidationInfo) -> dict[str, Merged]:
         counts = info.data.get("settings", {}).get("counts")
         if not isinstance(counts, list) or {*map(str, counts)} != {*merged}:
-            raise contradiction(f"allowed are the counts of the settings, {counts!r}")
+            raise remark(f"allowed are the counts of the settings, {counts!r}")
         accuracy = info.data.get("accuracy", [])
         for count in counts if accuracy else ():
             if (
                 len(accuracy) < count
                 or abs(merged[str(count)].mean - sum(accuracy[:count]) / count) > ROUNDING
             ):
-                raise contradiction(f"of the accuracies, {count} nets have another mean")
+                raise remark(f"of the accuracies, {count} nets have another mean")
         return merged
 
 

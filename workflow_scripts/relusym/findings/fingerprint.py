@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from relusym.errors import UserError
-from relusym.whole_files import open_file, sha256, write_whole
+from relusym.whole_files import open_file, sha256, write_text
 
 LENGTH = 16  # hexadecimal digits
 
@@ -60,8 +60,7 @@ def write_note(
     ]
     written = {named, Path(note).absolute()}
     for path in written:
-        with write_whole(path) as part:
-            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(path, "\n".join(lines) + "\n")
         for older in {*path.parent.glob(f"{name}-*.sha256")} - written:
             older.unlink()
 

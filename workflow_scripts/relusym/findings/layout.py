@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from relusym.findings import Table, declared, pd
-from relusym.whole_files import write_whole
+from relusym.whole_files import write_text
 
 COMMON = {"model": "Model", "model_1": "Model 1", "model_2": "Model 2", "n": "n", "left_out": "Left out"}
 STYLE = """body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222 }
@@ -105,12 +105,6 @@ def write_table(
 def csv(frame: pd.DataFrame) -> str:
     """`frame` as CSV, to ten digits: later ones may differ between machines."""
     return frame.to_csv(index=False, lineterminator="\n", float_format="%.10g")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all; UserError if the disk is full or the folder can't be written."""
-    with write_whole(path) as part:
-        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _shown(frame: pd.DataFrame, layout: Layout) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from relusym.errors import UserError, listed
 from relusym.nets import build
-from relusym.whole_files import distinct_names, open_file, sha256, write_whole
+from relusym.whole_files import distinct_names, open_file, sha256, write_text, write_whole
 
 State = dict[str, Tensor]
 
@@ -220,8 +220,7 @@ def _recorded(path: Path) -> str | None:
 
 
 def _record(path: Path) -> None:
-    with write_whole(_note(path)) as part:
-        part.write_text(f"{sha256(path)}\n", encoding="utf-8")
+    write_text(_note(path), f"{sha256(path)}\n")
 
 
 def _is_as_recorded(path: Path, log: Callable[[str], None]) -> bool:

@@ -21,10 +21,9 @@ from relusym.record_types import (
     Share,
     Shares,
     Similarity,
-    Text,
     check_barrier,
-    contradiction,
 )
+from relusym.schema import Text, remark
 
 
 class Cost(Fields):
@@ -45,7 +44,7 @@ class Inputs(Fields):
         """Refuse inputs of a record with status ok that lack the images, or one of `others`."""
         for name in ("data", "source", *others) if status == "ok" else ():
             if not getattr(self, name):
-                raise contradiction(f"allowed are inputs with '{name}'")
+                raise remark(f"allowed are inputs with '{name}'")
 
 
 class Made(Fields):
@@ -104,10 +103,10 @@ class Measured(Made):
         inputs.check(info.data.get("status"), "checkpoints")
         hashes = [each for each in inputs.checkpoints if each]
         if info.data.get("status") == "ok" and len(hashes) < len(inputs.checkpoints):
-            raise contradiction("allowed is the checkpoint of every net")
+            raise remark("allowed is the checkpoint of every net")
         count = len(inputs.checkpoints)
         if (count and count != (cls.nets or count)) or len({*hashes}) < len(hashes):
-            raise contradiction(f"allowed is one checkpoint per net, {cls.nets or count}, all different")
+            raise remark(f"allowed is one checkpoint per net, {cls.nets or count}, all different")
         return inputs
 
 
@@ -136,7 +135,7 @@ class TwoNets(Measured):
     @classmethod
     def _differs_from_first(cls, seed: int, info: ValidationInfo) -> int:
         if (info.data.get("model_1"), info.data.get("seed_1")) == (info.data.get("model_2"), seed):
-            raise contradiction("allowed are two different nets")
+            raise remark("allowed are two different nets")
         return seed
 
 
@@ -152,7 +151,7 @@ class SeveralNets(Measured):
     def _are_of_the_checkpoints(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
         checkpoints = info.data["inputs"].checkpoints if "inputs" in info.data else []
         if len({*seeds}) < len(seeds) or (checkpoints and len(checkpoints) != len(seeds)):
-            raise contradiction("allowed is one seed per checkpoint, all different")
+            raise remark("allowed is one seed per checkpoint, all different")
         return seeds
 
 
@@ -183,13 +182,13 @@ class Merge(Fields):
         mean = sum(accuracy[end] for end in cls.ends) / 2
         for name, value in barriers.items():
             if name not in accuracy:
-                raise contradiction(f"there is no accuracy {name!r}")
+                raise remark(f"there is no accuracy {name!r}")
             if info.field_name == "barrier":
                 check_barrier(name, value, mean, accuracy[name])
             elif abs(value - (mean - accuracy[name])) > ROUNDING:
-                raise contradiction(f"by the accuracies, it is {mean - accuracy[name]:.6g} for {name!r}")
+                raise remark(f"by the accuracies, it is {mean - accuracy[name]:.6g} for {name!r}")
         if lacking := [name for name in accuracy if name not in (*barriers, *cls.ends)]:
-            raise contradiction(f"the accuracy {lacking[0]!r} has none")
+            raise remark(f"the accuracy {lacking[0]!r} has none")
         return barriers
 
 
@@ -249,7 +248,7 @@ class FlippedTraining(Made):
         if runs := info.data.get("runs"):
             for name, run in (("float64", runs.float64), ("float32", runs.float32)):
                 if abs(largest.get(name, -1) - max(run.flipped_batches, default=0)) > ROUNDING:
-                    raise contradiction(f"another of 'runs.{name}.flipped_batches' is the largest")
+                    raise remark(f"another of 'runs.{name}.flipped_batches' is the largest")
         return largest
 
     @field_validator("paths")
@@ -261,7 +260,7 @@ class FlippedTraining(Made):
             for run in (runs.float64, runs.float32):
                 points += [run.flipped_batches, run.same_batches]
             if steps | {len(each) - 1 for each in points} != {len(runs.float64.loss)}:
-                raise contradiction("allowed are as many points as there are steps, and the start")
+                raise remark("allowed are as many points as there are steps, and the start")
         return paths
 
 

@@ -35,7 +35,7 @@ from relusym.reporting.words import finite, grid_warning
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 from relusym.training.loop import precision_name, train
 from relusym.training.recipe import Recipe
-from relusym.whole_files import check_writable, write_whole
+from relusym.whole_files import check_writable, write_text, write_whole
 
 FILES = ("exact.safetensors", "exact.pt2", "exact.json")
 BATCHES = (1, 10, 100)  # batch sizes at which nets are timed
@@ -306,8 +306,7 @@ def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
         with write_whole(program) as part, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about channels-last kernels, which are stored as they are
             torch.export.save(made, part)
-    with write_whole(numbers) as part:
-        part.write_text(json.dumps(finite(result.numbers()), allow_nan=False) + "\n", encoding="utf-8")
+    write_text(numbers, json.dumps(finite(result.numbers()), allow_nan=False) + "\n")
     return written
 
 

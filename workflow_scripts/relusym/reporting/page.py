@@ -32,7 +32,7 @@ from relusym.reporting.words import (
     warnings,
 )
 from relusym.symmetry import SYMMETRIES
-from relusym.whole_files import write_whole
+from relusym.whole_files import write_text
 
 TABLES = ("nets", "layers", "convs", "where_it_fails", "grid", "classes", "curve", "lie_derivative")
 SAVED = ("permuted", "halfway", "reset", "repaired")
@@ -117,12 +117,6 @@ def write_numbers(
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_text(folder / f"{name}.csv", text.getvalue())
     write_text(folder / "report.json", json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
-    with write_whole(path) as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names needn't be valid text
 
 
 def tables(report: Report) -> dict[str, list[list[Any]]]:

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
 from relusym.errors import WARNINGS, Interrupted, UserError
-from relusym.whole_files import write_whole
+from relusym.whole_files import write_text
 
 POLL_S = 0.2  # between two checks of whether to end
 
@@ -139,8 +139,7 @@ def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) ->
         except Interrupted as error:
             outcome = {"interrupted": str(error)}
         if rank() == 0:
-            with write_whole(task["result"]) as part:
-                part.write_text(json.dumps(outcome, allow_nan=False), encoding="utf-8")
+            write_text(task["result"], json.dumps(outcome, allow_nan=False))
 
 
 @contextmanager
