@@ -54,7 +54,8 @@ def _job(snakemake) -> Iterator[JobLock]:
                 signal.signal(number, _end)
             before = _record(snakemake)
             with JobLock(path.with_suffix(".lock"), log) as lock:
-                if lock.waited and _record(snakemake) != before and _is_done(snakemake):
+                are_made = all(Path(output).exists() for output in snakemake.output)
+                if lock.waited and are_made and _record(snakemake) != before:
                     log(f"{path.stem} was done by the other copy")
                     sys.exit(0)
                 with printed_to(path), _gpus(snakemake, log):
@@ -99,11 +100,6 @@ def _record(snakemake) -> tuple[int, int] | None:
         return None
     stat = Path(record).stat()
     return stat.st_ino, stat.st_mtime_ns
-
-
-def _is_done(snakemake) -> bool:
-    """Whether all outputs exist of the job that another copy was running."""
-    return all(Path(output).exists() for output in snakemake.output)
 
 
 @contextmanager

@@ -83,6 +83,7 @@ class Results:
     def __init__(self, settings: Settings, root: str = "results", data: str = "data", retry: bool = True):
         self.settings, self.data, self.folder = settings, data, f"{root}/{settings.scale}"
         self.retry, self.prefix = retry, ""
+        self.made_with = cache(self._made_with)
         self.broken: dict[str, str] = {}
         self._read: dict[str, Record | None] = {}
         self._names: dict[str, str] = {}
@@ -137,22 +138,19 @@ class Results:
         key = re.sub(r"(\.\d+)?\.(json|safetensors)$", "", kind + name)
         return key if key in self.jobs else None
 
-    @cached_property
-    def made_with(self) -> Any:
-        """A function from a job's kind and types of nets to its settings and the folder name with their fingerprint."""
-
-        def made_with(kind: str, types: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
-            if kind in ("theory", "train"):
-                settings = getattr(self.settings, kind)(types[0])
-            elif kind == "flipped_training":
-                settings = self.settings.flipped_training()
-            elif kind in MEASUREMENTS:
-                settings = self.settings.measurement(kind, *types)
-            else:
-                settings = getattr(self.settings, kind)(*types, matching)
-            return settings, f"{'--'.join(types)}-{fingerprint(settings)}"
-
-        return cache(made_with)
+    def _made_with(
+        self, kind: str, types: tuple[str, ...], matching: str | None = None
+    ) -> tuple[Record, str]:
+        """A job's settings, from its kind and types of nets, and the folder name with their fingerprint."""
+        if kind in ("theory", "train"):
+            settings = getattr(self.settings, kind)(types[0])
+        elif kind == "flipped_training":
+            settings = self.settings.flipped_training()
+        elif kind in MEASUREMENTS:
+            settings = self.settings.measurement(kind, *types)
+        else:
+            settings = getattr(self.settings, kind)(*types, matching)
+        return settings, f"{'--'.join(types)}-{fingerprint(settings)}"
 
     # ---- jobs
 

@@ -189,7 +189,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _results_alone(options.json, arguments is None) as stream:
             numbers, show = {"report": _report, "merge": _merge, "exact": _exact}[options.command](options)
-            return _show(partial(_print_json, numbers, stream) if options.json else show, stream)
+            if options.json:
+                from relusym.reporting.words import finite
+
+                show = partial(print, json.dumps(finite(numbers), allow_nan=False), file=stream)
+            return _show(show, stream)
     except UserError as error:
         return _refused(str(error))
     except KeyboardInterrupt:
@@ -203,12 +207,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if users_line(error) is None:
             raise
         return _refused(f"the net or the metric fails: {theirs(error)}")
-
-
-def _print_json(numbers: dict[str, Any], stream: TextIO | None) -> None:
-    from relusym.reporting.words import finite
-
-    print(json.dumps(finite(numbers), allow_nan=False), file=stream)
 
 
 def _show(results: Callable[[], None], stream: TextIO | None) -> int:
