@@ -20,6 +20,7 @@ from relusym.findings.beyond import (
 )
 from relusym.findings.beyond import claims as beyond_claims
 from relusym.findings.evidence import HELD, NOT_HELD, OPEN, UNTESTED, Evidence, paired, shared_nets
+from relusym.findings.frames import check_agreement
 from relusym.findings.tables.claims import judged
 
 MODELS = ("cnn", "cnn_inv", "cnn_late_inv")
@@ -407,9 +408,10 @@ def test_records_of_other_checkpoints_or_settings_are_refused():
     first, other = exact("cnn", 0), exact("cnn", 1)
     other["settings"]["fine_tuning"] = {"epochs": 3}
     first["settings"]["fine_tuning"] = {"epochs": 2}
-    refused(lambda: exact_gcnn.frame({"exact_gcnn": [first, other]}, SELECTION), match=r"fine_tuning\.epochs")
+    both = {"exact_gcnn": [first, other]}
+    refused(lambda: check_agreement(both), match=r"fine_tuning\.epochs")
     stranger = exact("cnn", 0)
     stranger["inputs"]["checkpoints"] = ["0" * 64]
     records = {"train": [train("cnn", 0)], "flip_merge": [stranger], "pair_merge": []}
     line = r"exact_gcnn record cnn-0 was made from another checkpoint \(0{8}\)"
-    refused(lambda: matchings.frame(records, SELECTION), match=line)
+    refused(lambda: check_agreement(records), match=line)

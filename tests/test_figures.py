@@ -533,6 +533,3 @@ def test_figure4_and_its_numbers_come_from_the_records():
     figure, counts = drawing.draw({"flip_merge": RECORDS}, {"models": ["mine", "gcnn"], "names": NAMES})
     assert [panel.get_title() for panel in figure.axes[:2]] == ["mine\n(0 nets)", "GCNN\n(2 nets)"]
     pd.testing.assert_frame_equal(counts, order_counts(RECORDS))
-    other = flip("gcnn", 3) | {"inputs": {"data": "0b" * 32, "source": "my copy"}}
-    both = {"flip_merge": [*RECORDS, other]}
-    refused(lambda: drawing.draw(both, {"models": ["gcnn"], "names": NAMES}), "gcnn-3 from my copy")

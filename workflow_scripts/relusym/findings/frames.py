@@ -102,14 +102,15 @@ PAIR_MERGE = {
 def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], selection: Selection) -> Inputs:
     """The inputs of a table or figure, by kind, limited to the selected types.
 
-    UserError if a file is missing or damaged, filters are of another net than the one in their file's name, or two
-    records disagree on the accuracy of a net; `train` records are compared even if they aren't among `kinds`.
+    UserError if a file is missing or damaged, filters are of another net than the one in their file's name, or
+    records disagree (`check_agreement`, `check_accuracies`); `train` records are compared even if not among `kinds`.
     """
     inputs = {}
     for kind in dict.fromkeys([*kinds, *files]):
         reader = _named_filters if kind == "filters" else load_record
         inputs[kind] = [reader(path) for path in files.get(kind, [])]
     inputs = chosen(inputs, selection)
+    check_agreement(inputs)
     check_accuracies(inputs)
     return {kind: inputs[kind] for kind in kinds}
 
@@ -194,7 +195,6 @@ def nets(
     merged: Sequence[str] = ("invariance_error", "gcnn_barrier"),
 ) -> pd.DataFrame:
     """One row per net: model, seed, the quantities (of `TRAIN` and of `FLIP_MERGE`), ok (if both its records are)."""
-    check_agreement(inputs)
     key = ["model", "seed"]
     both = pd.merge(
         measured(inputs["train"], key, {name: TRAIN[name] for name in trained}),
@@ -209,7 +209,6 @@ def nets(
 
 def pairs(inputs: Inputs) -> pd.DataFrame:
     """One row per pair of nets (`once`): model_1, model_2, seed_1, seed_2, barrier, ok."""
-    check_agreement(inputs)
     key = ["model_1", "model_2", "seed_1", "seed_2"]
     return measured(once(inputs["pair_merge"]), key, {"barrier": PAIR_MERGE["barrier"]})
 

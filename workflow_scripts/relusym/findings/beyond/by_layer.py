@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
-from relusym.findings.frames import check_agreement, summary_along
+from relusym.findings.frames import summary_along
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import layer_ticks, legend_above, lines, panels_of
 from relusym.findings.selection import beyond
@@ -43,7 +43,6 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row per type and layer (the last has no error), mean and standard deviation over nets, n, left_out."""
-    check_agreement(inputs)
     records, quantities = inputs["by_layer"], [*measures(inputs["by_layer"])]
     nets = by_net(records).pivot(index=["model", "seed", "layer"], columns="measure", values="value")
     nets = nets.reindex(columns=quantities).reset_index()
@@ -52,7 +51,6 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     """One panel per measure, one line per type (mean over nets, bars of one standard deviation); and the numbers."""
-    check_agreement(inputs)
     nets = by_net(inputs["by_layer"])
     drawing, (panels,) = panels_of(2.7, 1, 2)
     for panel, (measure, label) in zip(panels, MEASURED.items(), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
-from relusym.findings.frames import check_agreement, once, summary
+from relusym.findings.frames import once, summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, legend_above, panels_of
 from relusym.findings.selection import beyond, types_merged
@@ -61,7 +61,6 @@ def by_curve(records: Sequence[Record]) -> pd.DataFrame:
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row per type or pair of types and way of merging, mean and standard deviation over curves, n, left_out."""
-    check_agreement(inputs)
     rows = [(*pair, way) for pair in types_merged(selection) for way in WAYS]
     means = summary(by_curve(inputs["curves"]), KEY, rows, list(QUANTITIES))
     return means.assign(way=means["way"].map({way: label for way, (label, _) in WAYS.items()}))
@@ -80,7 +79,6 @@ def points(records: Sequence[Record]) -> pd.DataFrame:
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     """Accuracy above loss, one column per type or pair; thin lines are curves, thick ones means; and the numbers."""
-    check_agreement(inputs)
     curves, columns, names = points(inputs["curves"]), types_merged(selection), selection["names"]
     if curves.empty:
         return empty_drawing("no curves"), curves

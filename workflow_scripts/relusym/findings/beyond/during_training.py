@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
-from relusym.findings.frames import check_agreement, summary_along
+from relusym.findings.frames import summary_along
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import (
     COLUMN_WIDTH,
@@ -38,7 +38,6 @@ def by_epoch(records: Sequence[Record]) -> pd.DataFrame:
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row per type and epoch, mean and standard deviation over nets, n, left_out."""
-    check_agreement(inputs)
     records = inputs["during_training"]
     by_net = by_epoch(records).groupby(["model", "seed", "epoch"], sort=False)
     nets = by_net.agg(
@@ -50,7 +49,6 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     """Above, quantities by epoch: a line per type (mean, range over nets); below, errors by layer: a panel per type."""
-    check_agreement(inputs)
     by_layer, models, names = by_epoch(inputs["during_training"]), selection["models"], selection["names"]
     if by_layer.empty:
         return empty_drawing("no nets"), by_layer

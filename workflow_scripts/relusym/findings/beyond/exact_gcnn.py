@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
 from relusym.findings.evidence import is_higher, paired
-from relusym.findings.frames import check_agreement, summary, tidy
+from relusym.findings.frames import summary, tidy
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import label_rows, legend_above, lines, panels_of
 from relusym.findings.selection import beyond
@@ -55,7 +55,6 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row per type, mean and standard deviation over its nets, n, left_out."""
-    check_agreement(inputs)
     return summary(by_net(inputs["exact_gcnn"]), ["model"], selection["models"], [*ACCURACIES, *MEASURED])
 
 
@@ -83,7 +82,6 @@ def trained_apart(nets: pd.DataFrame, model: str) -> dict[str, np.ndarray]:
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     """What an exact GCNN gains or loses, by type, with 95% intervals over nets; and the numbers."""
-    check_agreement(inputs)
     models, gained = selection["models"], gains(inputs["exact_gcnn"], selection["models"])
     drawing, ((axes,),) = panels_of(1.1 + 0.5 * len(models))
     for place, (comparison, (colour, marker)) in enumerate(zip(COMPARED, lines(2), strict=False)):

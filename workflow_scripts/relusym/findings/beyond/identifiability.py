@@ -8,7 +8,7 @@ from dataclasses import replace
 from relusym.beyond.identifiability import LARGER_GROUP
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.evidence import Evidence, is_higher, paired
-from relusym.findings.frames import check_agreement, in_order
+from relusym.findings.frames import in_order
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import empty_drawing, label_rows, legend_above, lines, panels_of
 from relusym.findings.selection import beyond
@@ -109,7 +109,6 @@ def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row per claim, corrected for all together; then, without claims, each type's barrier by variant."""
-    check_agreement(inputs)
     nets = in_order(by_net(inputs["identifiability"]), selection["models"])
 
     def name(model: str) -> str:
@@ -130,7 +129,6 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     """Each net's barrier: above by type and matching, below for edited nets; and the numbers."""
-    check_agreement(inputs)
     nets = in_order(by_net(inputs["identifiability"]), selection["models"])
     if nets.empty:
         return empty_drawing("no nets"), nets

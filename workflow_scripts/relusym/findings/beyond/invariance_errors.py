@@ -19,7 +19,6 @@ TABLE = Table(__name__, LAYOUT, **beyond("invariance_errors", order=10, merged=F
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row per type: means and standard deviations over nets, n, left_out."""
-    frames.check_agreement(inputs)
     paths = {name: [f"invariance_error.{name}"] for name in HEADINGS} | {"accuracy": ["accuracy.net"]}
     nets = frames.measured(inputs["invariance_errors"], ["model", "seed"], paths)
     return frames.summary(nets, ["model"], selection["models"], [*HEADINGS])

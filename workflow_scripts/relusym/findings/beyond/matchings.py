@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Settings, Table, frames, np, pd
-from relusym.findings.frames import PAIR_MERGE, check_agreement, matching_of, measured, once, summary
+from relusym.findings.frames import PAIR_MERGE, matching_of, measured, once, summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import label_rows, legend_above, lines, panels_of
 from relusym.findings.selection import beyond, of_every_matching, types_merged
@@ -64,7 +64,6 @@ def headings(inputs: Inputs) -> dict[str, str]:
 
 def by_merge(inputs: Inputs) -> pd.DataFrame:
     """One row per merge: model_1, model_2 (empty: its flipped self), matching, seed or both seeds, barriers, ok."""
-    check_agreement(inputs)
     flips, pairs = (
         [record | {"matching": matching_of(record)} for record in once(inputs[kind])]
         for kind in ("flip_merge", "pair_merge")

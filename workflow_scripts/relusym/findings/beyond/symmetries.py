@@ -7,7 +7,7 @@ from itertools import product
 from textwrap import fill
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
-from relusym.findings.frames import check_agreement, in_order, summary
+from relusym.findings.frames import in_order, summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import empty_drawing, label_rows, lines, panels_of
 from relusym.findings.selection import beyond
@@ -54,7 +54,6 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row per type and symmetry: data, mean and standard deviation over nets, n, left_out."""
-    check_agreement(inputs)
     nets = in_order(by_net(inputs["symmetries"]), selection["models"])
     rows = nets.drop_duplicates(KEY)
     means = summary(nets, KEY, rows[KEY], list(QUANTITIES))
@@ -64,7 +63,6 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     """Each net's barrier, a panel per data set and symmetry (tinted if images are invariant to it); and the numbers."""
-    check_agreement(inputs)
     nets = in_order(by_net(inputs["symmetries"]), selection["models"])
     nets = nets[nets["ok"].astype(bool)].drop(columns="ok")
     if nets.empty:

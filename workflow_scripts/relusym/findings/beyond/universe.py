@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relusym.findings import Inputs, Record, Selection, Table, pd
-from relusym.findings.frames import check_agreement, in_order, summary
+from relusym.findings.frames import in_order, summary
 from relusym.findings.layout import Layout
 from relusym.findings.selection import beyond
 
@@ -44,6 +44,5 @@ def by_set(records: Sequence[Record]) -> pd.DataFrame:
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row per type and number of nets, mean and standard deviation over sets of nets, n, left_out."""
-    check_agreement(inputs)
     sets = in_order(by_set(inputs["universe"]), selection["models"])
     return summary(sets, KEY, sets.drop_duplicates(KEY)[KEY], list(QUANTITIES))

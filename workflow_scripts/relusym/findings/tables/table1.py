@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from relusym.errors import UserError
 from relusym.findings import Inputs, Selection, Settings, Table, pd
-from relusym.findings.frames import TRAIN, beside_paper, check_agreement, measured, summary
+from relusym.findings.frames import TRAIN, beside_paper, measured, summary
 from relusym.findings.layout import Layout
 from relusym.findings.selection import vgg11s
 
@@ -31,7 +31,6 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     n counts the nets that trained well, left_out those that diverged, are degenerate or not available. UserError if a
     record lacks its parameter count or occurs twice, or if nets of one type differ in size.
     """
-    check_agreement(inputs)
     nets = measured(inputs["train"], ["model", "seed"], {"parameters": TRAIN["parameters"]})
     for model, counts in nets.groupby("model")["parameters"]:
         if counts.nunique() > 1:
