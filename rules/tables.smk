@@ -55,7 +55,7 @@ rule for_latex:
         "../workflow_scripts/finding.py"
 
 
-rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/conv2-gcnn-3.png (or .pdf)
+use rule for_latex as filter_pairs with:  # for any net: snakemake results/<scale>/figures/filters/conv2-gcnn-3.png (or .pdf)
     input:
         lambda w: [
             file_to_wait_for(key)
@@ -70,9 +70,6 @@ rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/con
         layer="conv1|conv2",
         seed=r"\d+",
         ending="png|pdf",
-    localrule: True
-    conda:
-        ENVIRONMENT
     params:
         name="figure5",  # whose module draws these pairs
         selection=lambda w: {
@@ -82,5 +79,3 @@ rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/con
         files=lambda w: {
             "filters": [RESULTS.prefix + RESULTS.filters(RESULTS.key("flip_merge", (w.model, int(w.seed))))]
         },
-    script:
-        "../workflow_scripts/finding.py"
