@@ -43,16 +43,8 @@ def files(name):
     return [*outputs, shown] if is_table else [shown, *outputs]
 
 
-@cache
-def selected(name):
-    """The part of the config that a table or figure shows; computed only for planned jobs."""
-    return selection.select(SETTINGS, name)
-
-
-@cache
-def keys_of(name):
-    """The jobs whose records (or filters) a table or figure shows, by kind."""
-    return selection.keys(RESULTS, name)
+# By the name of a table or figure: the part of the config and the jobs, by kind, whose records (or filters) it shows.
+selected, keys_of = cache(partial(selection.select, SETTINGS)), cache(partial(selection.keys, RESULTS))
 
 
 @cache
