@@ -279,7 +279,7 @@ def reached(path):
     if "findings/tables" in str(path):
         kinds = re.findall(r"\"(\w+)\"", re.search(r"reads=\(([^)]*)\)", text)[1])
         rules = {rule: rule.read_text(encoding="utf-8") for rule in ROOT.glob("rules/*.smk")}
-        heads = re.compile(rf"^rule ({'|'.join(kinds)}):", re.MULTILINE)
+        heads = re.compile(rf"^(?:use rule \w+ as|rule) ({'|'.join(kinds)})\b", re.MULTILINE)
         files |= {rule for rule, lines in rules.items() if heads.search(lines)}
     return files
 
