@@ -1078,7 +1078,7 @@ NET, WEIGHTS = "my_nets.py:build", ("my_nets.py:build", "--weights")
 REFUSED = {
     "no name": (("my_nets.py",), {}, "torchvision:name, timm:name or hf:name_or_folder"),
     "no file": (("nets.py:build",), {}, "there is no file"),
-    "no such name": (("my_nets.py:made",), {}, "has no 'made'; it has nn, build"),
+    "no such name": (("my_nets.py:wole",), {}, "has no 'wole'; it has whole, "),
     "arguments": (("my_nets.py:needs",), {}, "wrap it in a function"),
     "no net": (("my_nets.py:no_net",), {}, "returns int"),
     "a number": (("my_nets.py:number",), {}, "is int"),

@@ -65,6 +65,9 @@ def test_one_key_points_a_scale_at_other_images(scale, data):
     assert {*settings.train("cnn")["data"]} == {*plain.train("cnn")["data"]} - {"test_images", "invariant_to"}
     over = {"cifar10": {}, "datasets": {"mine": mine}}
     assert data["dataset"] in plain.unread(over) and data["dataset"] not in settings.unread(over)
+    nulls = data | {"test_images": None, "invariant_to": None}
+    same = settings_of(scale=scale, datasets={"mine": mine}, data=nulls)
+    assert same.train("cnn") == settings.train("cnn")
     data = data | {"test_images": 9}
     line = "data.test_images: only for generated images"
     refused(lambda: settings_of(scale=scale, datasets={"mine": mine}, data=data), match=line)

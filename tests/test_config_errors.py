@@ -420,6 +420,11 @@ def test_images_that_the_config_does_not_fit_are_refused_before_they_are_prepare
     assert [refused(check)] == lines
 
 
+def test_a_null_that_removes_no_type_names_the_one_that_was_meant():
+    removes = r"^models\.cn: null given, which removes a type of the scale; allowed is one of cnn, .*\(is it cnn\?\)$"
+    refused(lambda: settings_of(models={"cn": None}), match=removes)
+
+
 # ---- values that are accepted although they are text
 
 

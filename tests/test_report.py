@@ -40,6 +40,19 @@ def test_a_net_that_doesnt_distinguish_images_gets_no_verdict():
     assert "halfway with itself" in verdict(report(net, images, LABELS, partial_images=0))
 
 
+def test_without_a_barrier_the_layers_decide_whether_a_net_is_called_equivariant_layer_by_layer():
+    net, images = vgg11(group_convs=8), Images(PIXELS, 16)
+    gcnn = report(net, images, answers(net, images), partial_images=0)
+    assert verdict(gcnn).endswith("as a group-equivariant CNN does, and encodes the symmetry layer by layer.")
+    gcnn.layers[1].equivariance["matched"] = 0.8
+    assert verdict(gcnn).endswith(
+        "though its layers aren't equivariant (errors up to 0.80; such a CNN's are 0)."
+    )
+    for layer in gcnn.layers:
+        layer.equivariance["matched"] = None
+    assert verdict(gcnn).endswith("as a group-equivariant CNN does.")
+
+
 def test_baselines_and_classes_are_as_documented():
     net, images, x = vgg11(), Images(PIXELS, 16), normalise(PIXELS)
     labels = answers(net, images)

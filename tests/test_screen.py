@@ -183,6 +183,8 @@ def test_the_sentence_states_what_the_table_shows_and_no_more(table2, with_loss,
     table2.loc[table2["model"] == "cnn_inv", "gcnn_barrier_mean"] = with_loss
     assert f"{beside} the CNN's 8.4e-2; GCNN 0." in in_words(table2, NAMES)
     assert in_words(table2[table2["model"] != "gcnn"], NAMES) == ""
+    table2.loc[table2["model"] == "cnn_inv", "gcnn_barrier_mean"] = -0.2  # nets that learnt little
+    assert in_words(table2, NAMES) == ""
 
 
 def test_a_run_ends_with_the_tables_and_figures_that_were_asked_for(table2, tmp_path):

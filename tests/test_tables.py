@@ -268,8 +268,8 @@ def test_notes_explain_why_nets_are_left_out_and_barriers_are_far_below_zero():
     *_, negative, gcnn, cnn = frames.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
     assert negative.startswith("Barriers are negative, down to -0.486 (CNN-1)")
     assert "accuracy 0.120" in negative
-    assert gcnn == "GCNN (all 3 nets) is left out: its accuracy is no better than chance"
-    assert cnn == "CNN-0 is left out: its training diverged"
+    assert gcnn == "GCNN (all 3 nets) are left out: accuracy no better than chance"
+    assert cnn == "CNN-0 is left out: training diverged"
     (merges_alone,) = (line for line in frames.notes({"flip_merge": flips}, {}) if "left out" in line)
     assert merges_alone.startswith("gcnn (all 3 nets)")
     hardly = frames.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})

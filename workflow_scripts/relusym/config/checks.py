@@ -253,7 +253,10 @@ def _check_measurement(settings: Settings, name: str, section: dict[str, Any]) -
             )
     for model in models if "counts" in section else ():
         if (seeds := len(settings.models[model].seeds)) < (count := max(section["counts"])):
-            raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} nets, one per seed")
+            raise UserError(
+                f"{key('counts')}: {count} given; {model} has {seeds} nets, one per seed; lower it, or leave this "
+                "measurement out"
+            )
     for option, model in parts:
         _one_of(key(option), model, models)
     if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:

@@ -106,13 +106,13 @@ class Model:
     @cached_property
     def data(self) -> Data:
         """Its images. Unless they are generated, keys for generated images (`OF_GENERATED`) aren't inherited from the
-        scale; nor, if the run's config names the scale's data set, from the scale's file."""
+        scale; nor, if the run's config names the scale's data set, from the scale's file. Null is as if left out."""
         values = self.sections.data.explicit()
         if self.sections.data.dataset != GENERATED:
             path = ("models", self.id, "data") if self.id else ("data",)
             by_run = not self.id and has(self.place.over, *path, "dataset")
             for key in OF_GENERATED:
-                if not has(self.place.over if by_run else self.values, *path, key):
+                if values.get(key) is None or not has(self.place.over if by_run else self.values, *path, key):
                     values.pop(key, None)
         return Data.read(values, lambda *path, at=None: self.key("data", *path, at=at))
 

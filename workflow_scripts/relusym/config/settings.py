@@ -28,7 +28,7 @@ from relusym.config.sections import SHARED, ModelSection, Run, Running, Scale
 from relusym.data import DATA_SETS, Extent, known_extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS, SEARCHES
-from relusym.schema import unknown_key
+from relusym.schema import allowed_names, unknown_key
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 from relusym.training.recipe import Recipe
 
@@ -71,8 +71,14 @@ class Settings:
         run = Run.read({key: value for key, value in config.items() if key not in over}, Place("", config))
         file = scale_file(run.scale, folders)
         place = Place(str(file), over)
-        values = deep_merge(read_file(file), over)
+        in_file = read_file(file)
+        values = deep_merge(in_file, over)
         scale = Scale.read(values, place)
+        there = in_file.get("models") or {}
+        for id_, model in scale.models.items():
+            if model is None and id_ not in there:  # the type that was meant would be trained
+                removes = "null given, which removes a type of the scale"
+                raise UserError(f"{place('models', id_)}: {removes}; {allowed_names(id_, there)}")
         settings = cls(run, without_left_out(scale), values, place, tuple(map(Path, folders)))
         checks.check(settings)
         return settings

@@ -272,7 +272,7 @@ ACCURACIES = {  # by kind, those of the nets as trained; for a line, of its ends
     "universe": lambda record: record["accuracy"],
     "symmetries": lambda record: [each["accuracy"]["net"] for each in record["symmetries"].values()],
 }
-REASONS = {"degenerate": "its accuracy is no better than chance", "diverged": "its training diverged"}
+REASONS = {"degenerate": "accuracy no better than chance", "diverged": "training diverged"}
 
 
 def matching_of(record: Record) -> str:
@@ -342,7 +342,7 @@ def _left_out(records: Iterable[Record], absent: Mapping[str, str], names: Mappi
     for (model, reason), gone in groups.items():
         name, several = names.get(model, model), len(gone) > 1
         if gone == seeds[model]:
-            nets = f"{name} (all {len(gone)} nets) is" if several else f"{name} is"
+            nets = f"{name} (all {len(gone)} nets) are" if several else f"{name} is"
         else:
             nets = f"{', '.join(f'{name}-{seed}' for seed in sorted(gone))} {'are' if several else 'is'}"
         lines.append(f"{nets} left out: {reason}")

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from relusym.findings import Table, declared, pd
+from relusym.findings.frames import FAR_BELOW_ZERO
 from relusym.whole_files import write_text
 
 COMMON = {"model": "Model", "model_1": "Model 1", "model_2": "Model 2", "n": "n", "left_out": "Left out"}
@@ -222,7 +223,7 @@ def _table(table: Table, folder: Path, models: Mapping[str, str], columns: int) 
     ours = frame[[column for column in frame if not column.startswith("paper_")]]
     shown = human_table(ours, table.layout, models)
     text = tabulate(shown, "keys", "simple", showindex=False, disable_numparse=True)
-    files = f"{stem}.md and .csv"
+    files = f"{stem}.md (with notes) and .csv"
     if max(map(len, text.splitlines())) > columns:
         return f"{table.layout.title}: {files}"
     words = [in_words(frame, models)] if table.name == "table2" else []
@@ -230,9 +231,10 @@ def _table(table: Table, folder: Path, models: Mapping[str, str], columns: int) 
 
 
 def in_words(table2: pd.DataFrame, models: Mapping[str, str]) -> str:
-    """The GCNN barriers of Table 2 in a sentence; empty if one of the compared types is missing."""
+    """The GCNN barriers of Table 2 in a sentence; empty if one of the compared types is missing, or if one is so far
+    below zero that barriers mean little."""
     means = table2.set_index("model")["gcnn_barrier_mean"].dropna()
-    if not {"cnn", "cnn_inv", "gcnn"} <= {*means.index}:
+    if not {"cnn", "cnn_inv", "gcnn"} <= {*means.index} or means.min() < FAR_BELOW_ZERO:
         return ""
     without, with_loss = means["cnn"], means["cnn_inv"]
     beside = "below" if with_loss < without else "not below"

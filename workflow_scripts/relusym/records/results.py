@@ -383,7 +383,7 @@ class Results:
         if digest == known if known else record["inputs"].get("source") == label:
             return None
         return (
-            f"records of {self.folder} such as {path} were made from other images ({images_of(record)}) than this "
-            f"config names ({label}): name those images in the config, root and label, or move {self.folder} "
-            "away to begin anew"
+            f"records such as {path} were made from other images ({images_of(record)}) than this config names "
+            f"({label}): tables are made from them all the same; to add records, name those images in the config, "
+            f"root and label, or move {self.folder} away to begin anew"
         )

@@ -517,7 +517,9 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
         return match, None
     classes = check_net("net", on.nets[0], on.test).shape[1]
     if pictures.labels is None:
-        raise UserError("--train-labels: --fine-tune needs labels of the training images")
+        raise UserError(
+            "--train-labels: --fine-tune needs the training images' labels: give `folder` or a file"
+        )
     if int(pictures.labels.max()) >= classes:
         raise UserError(
             f"--train-labels: labels up to {int(pictures.labels.max())}, but the net has {classes} classes"

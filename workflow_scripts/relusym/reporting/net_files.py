@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
@@ -168,9 +169,12 @@ def load_object(spec: str, what: str) -> Any:
         raise UserError(f"{what} {spec}: importing {where} fails: {theirs(error)}") from error
     for part in name.split("."):
         if not hasattr(module, part):
-            known = [key for key in vars(module) if not key.startswith("_")]
+            known = [
+                key for key, value in vars(module).items() if callable(value) and not key.startswith("_")
+            ]
+            nearest = get_close_matches(part, known, 9, 0)
             raise UserError(
-                f"{what} {spec}: {where} has no {part!r}; it has {', '.join(known[:9]) or 'nothing'}"
+                f"{what} {spec}: {where} has no {part!r}; it has {', '.join(nearest) or 'nothing'}"
             )
         module = getattr(module, part)
     return module

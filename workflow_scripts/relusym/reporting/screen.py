@@ -99,9 +99,9 @@ def show_report(report: Report, page: Path) -> None:
         console.print(_line(report.curve))
         console.print()
     console.print(
-        "By layer: correlation of matched channels; relative equivariance error with matched partners, each\n"
-        "channel as its own, and random partners (0: equivariant, 1.41: unrelated); numbers of channels that\n"
-        "are their own partner, swap, or do neither."
+        "By layer: correlation of matched channels; relative equivariance error with matched partners, each channel "
+        "as its own, and random partners (0: equivariant, 1.41: unrelated); numbers of channels that are their own "
+        "partner, swap, or do neither."
     )
     step = -(-len(report.layers) // MOST_LAYERS)
     rows = [

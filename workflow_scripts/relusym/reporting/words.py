@@ -28,11 +28,14 @@ MANY = NETS | {  # for more than two nets
     "ensemble": "all nets' mean logits",
 }
 DEGREES = (  # upper bounds of the GCNN barrier, and what a barrier below each means
-    (0.01, "it encodes the symmetry layer by layer, as a group-equivariant CNN does"),
+    (0.01, "it merges as a group-equivariant CNN does"),
     (0.1, "it is close to a group-equivariant CNN"),
     (0.3, "it partly resembles a group-equivariant CNN"),
     (float("inf"), "its layers are far from those of a group-equivariant CNN"),
 )
+
+
+EQUIVARIANT = 0.1  # the largest error of a layer that is called equivariant; a GCNN's is rounding, about 1e-6
 
 
 def number(value: float | None) -> str:
@@ -81,7 +84,17 @@ def verdict(report: Report) -> str:
         alone = f"its flipped self alone has {accuracy['flipped']:.4f}"
         return f"{kept}; {alone}, so the net halfway beats the mean of the two."
     degree = next(meaning for most, meaning in DEGREES if barrier < most)
-    return f"{kept}, a GCNN barrier of {barrier_text(barrier)}: {degree}."
+    return f"{kept}, a GCNN barrier of {barrier_text(barrier)}: {degree}{_by_layer(report, barrier)}."
+
+
+def _by_layer(report: Report, barrier: float) -> str:
+    """Whether the layers agree with the lowest barrier, since accuracy alone can survive a merge on an easy task."""
+    errors = [error for layer in report.layers if (error := layer.equivariance["matched"]) is not None]
+    if barrier >= DEGREES[0][0] or not errors:
+        return ""
+    if max(errors) < EQUIVARIANT:
+        return ", and encodes the symmetry layer by layer"
+    return f", though its layers aren't equivariant (errors up to {max(errors):.2f}; such a CNN's are 0)"
 
 
 def warnings(report: Report) -> list[str]:
