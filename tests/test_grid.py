@@ -5,12 +5,14 @@ import torch
 import torchvision
 from conftest import refused
 from small_nets import net_of, resnet
+from structures import Focused
 from torch import nn
 
 from relusym.channels.traced import TracedNet
 from relusym.merging.identities import largest_difference
 from relusym.nets.vgg import VGG11
 from relusym.pixels.grid import grid
+from relusym.pixels.transform import check_planted
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 
@@ -106,6 +108,20 @@ def test_the_flipped_net_sees_the_image_shifted_by_the_offset():
         there = flipped(nn.functional.pad(x.flip(-1), (-offset, offset)))[..., middle]
         difference = largest_difference(here, there)
         assert difference < 1e-5 if offset == 31 else difference > 0.1
+
+
+def test_slices_concatenated_to_patches_are_symmetric_together():
+    net = Focused()
+    fit = grid(net, (3, 32, 32), HORIZONTAL_FLIP)
+    assert fit.symmetric and fit.offset == 0
+    assert check_planted(TracedNet(net, (3, 32, 32)), HORIZONTAL_FLIP) < 1e-12
+    for starts in (
+        [(0, 0), (1, 1)],
+        [(0, 0), (1, 0)],
+        [(0, 1)],
+    ):  # parts of a patch whose mirror images it lacks
+        part = Applied(lambda x, starts=starts: torch.cat([x[:, :, i::2, j::2] for i, j in starts], 1))
+        assert not grid(part, (3, 8, 8), HORIZONTAL_FLIP).symmetric
 
 
 def test_only_the_mirrored_axis_counts():

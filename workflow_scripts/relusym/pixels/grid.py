@@ -4,6 +4,7 @@ A layer of stride s that fits its windows from the left leaves some pixels over 
 from the right, and so reads other pixels: where any are left over, a net can't be equivariant, whatever its weights.
 """
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ WINDOW_FUNCTIONS = {  # with their arguments in order
 }
 # On maps with channels last: functions of torchvision's Swin Transformer, and the roll before others' windows.
 SHIFTED = ("shifted_window_attention", "shifted_window_attention_v2")
+JOINS = ("cat", "concat", "concatenate")
 PATCHES, ROLL = "_patch_merging_pad", "roll"
 SEARCHED = 64  # larger sizes that are tried; with a total stride of 32, the fit repeats after 32
 
@@ -223,7 +225,7 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
         if read is None:
             return 1, size - out
         off = (-read - read.flip(0)).round(decimals=6)
-        left_over = float(off[off.abs().argmax()])
+        left_over = 0.0 if _mirrored(node, axis) else float(off[off.abs().argmax()])
         stride = float(read[:2].diff().sum()) if name in ("getitem", "narrow") else 0
         return stride or size / out, int(left_over) if left_over.is_integer() else left_over
     elif sides := _padding(net, node)[6 - 2 * axis : 8 - 2 * axis]:
@@ -262,6 +264,22 @@ def _read_places(node: fx.Node, layer: nn.Module | None, axis: int) -> Tensor | 
     call = layer or (node.target if callable(node.target) else getattr(Tensor, node.target))
     read = call(*args, **kwargs)
     return read.movedim(axis, 0).flatten(1)[:, 0] if read.shape == _shape(node) else None
+
+
+def _mirrored(node: fx.Node, axis: int) -> bool:
+    """Whether a slice's mirror image is another slice of the map, both read by one concatenation, as of patches."""
+    if [function_name(reader) in JOINS for reader in node.users] != [True]:
+        return False
+    source, (joined,) = node.all_input_nodes[0], node.users
+    slices = [
+        x for x in joined.all_input_nodes if function_name(x) == "getitem" and x.all_input_nodes == [source]
+    ]
+    if node not in slices:  # what it reads depends on other tensors
+        return False
+    shape = _shape(source)
+    x = torch.arange(math.prod(shape[1:])).reshape(1, *shape[1:]).expand(shape)
+    image = x.flip(axis)[node.args[1]].flip(axis)
+    return any(torch.equal(x[other.args[1]], image) for other in slices)
 
 
 def _along(value: int | tuple[int, int], axis: int) -> int:
