@@ -540,3 +540,34 @@ def test_an_error_is_one_line_and_nothing_is_written(capsys, folder, tmp_path, a
     code, printed, errors = run(capsys, folder, *typed, "--out", tmp_path / "out", net="bare")
     assert (code, printed, len(errors)) == (1, "", 1) and line in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+class Buffered(nn.Module):
+    """Coordinates, a mask and a blur as buffers, one of which isn't saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.read, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(10, 8, 3), nn.Linear(8, 4)
+        ends = torch.linspace(-1, 1, 15)
+        self.register_buffer("coordinates", torch.stack(torch.meshgrid(ends, ends, indexing="ij")))
+        self.register_buffer("inside", ends.abs() < 0.9)
+        self.register_buffer("blur", torch.tensor([1.0, 2, 1]).expand(8, 1, 1, 3).clone())
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), persistent=False)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x - self.mean)) * self.inside
+        x = nn.functional.conv2d(x, self.blur, padding=(0, 1), groups=8)
+        x = torch.cat([x, self.coordinates.expand(len(x), 2, 15, 15)], 1)
+        return self.head(torch.relu(self.read(x)).mean((2, 3)))
+
+
+def test_buffers_of_any_shape_become_invariant_and_those_that_arent_saved_stay():
+    torch.manual_seed(0)
+    net, x = Buffered().eval(), normalise(smooth_images(40, 15))
+    result = exact(net, [x])
+    assert result.invariance_error["net"] > 0.01 and result.invariance_error["exact"] < 1e-5
+    loaded = Buffered().eval()
+    loaded.load_state_dict(result.plain.state_dict())
+    torch.testing.assert_close(loaded(x), result.plain(x))
+    assert loaded.coordinates[1].abs().max() < 1e-6 and torch.equal(loaded.coordinates[0], net.coordinates[0])
+    assert torch.equal(result.plain.inside, net.inside) and torch.equal(result.plain.mean, net.mean)

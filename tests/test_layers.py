@@ -25,7 +25,8 @@ from relusym.merging.layers import (
 )
 from relusym.merging.merge import flip_merge, merge
 from relusym.merging.partial import partial_merges, parts
-from relusym.reporting.report import Unfinished
+from relusym.reporting.exact import exact
+from relusym.reporting.report import Unfinished, report
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 IMAGES = Images(smooth_images(60), 25)
@@ -406,3 +407,23 @@ def test_filters_of_a_depthwise_conv_are_permuted_once():
     psi, match = filters_and_matches(net, HORIZONTAL_FLIP, groups, permutations)["features.1.conv.0.0"]
     (group,) = (g for g in groups if any("features.1.conv.0.0" in p.tensor for p in g.places))
     assert psi.shape[1] == 1 and torch.equal(match, psi.flip(-1)[permutations[group.name]])
+
+
+@net_of(lambda: {
+    "patch": nn.Conv2d(12, 8, 3, padding=1), "columns": nn.Conv2d(72, 6, 1), "head": nn.Linear(6, 4),
+})  # fmt: skip
+def Patches(self, x):
+    """Convolutions that read the pixels of patches, and of neighbourhoods, as channels."""
+    x = self.patch(nn.functional.pixel_unshuffle(x, 2)).relu()
+    columns = nn.functional.unfold(x, 3, padding=1).view(len(x), 72, *x.shape[2:])
+    return self.head(self.columns(columns).relu().mean((2, 3)))
+
+
+def test_kernels_that_read_pixels_as_channels_are_flipped_with_their_pixels():
+    torch.manual_seed(0)
+    images = [smooth_images(40, 16).permute(0, 3, 1, 2) / 255]
+    made = exact(Patches().eval(), images).plain
+    whole = report(made, images, matching="involution", partial_images=0)
+    assert whole.merged.barrier["halfway"] == 0 and whole.invariance_error < 1e-5
+    assert [conv.name for conv in whole.convs] == ["patch", "columns"]
+    assert all(conv.kernel_constraint < 1e-6 for conv in whole.convs)

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup, by_node, permute, random_permutations
+from relusym.channels.groups import ChannelGroup, by_node, random_permutations
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of, pieces
 from relusym.evaluation.invariance import moved, relative_invariance_error
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.matching.match import assigned
 from relusym.merging.aligned import Lockstep
+from relusym.merging.exact_gcnn import matched_self
 from relusym.merging.moments import cross_product, portions, samples
 from relusym.permutations import channel_orders
 from relusym.pixels.transform import Action, actions
@@ -79,12 +80,15 @@ class Layer:
 
 @torch.no_grad()
 def filters_and_matches(
-    net: nn.Module, symmetry: Symmetry, groups: list[ChannelGroup], permutations: dict[str, Tensor]
+    net: nn.Module | TracedNet,
+    symmetry: Symmetry,
+    groups: list[ChannelGroup],
+    permutations: dict[str, Tensor],
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Every conv's kernel ψ and, at the same places, its counterpart P₁ᵀτ(ψ)P₀ in the transformed and permuted net.
 
     Args:
-        net: an ordinary net (group convs written out by `to_plain`).
+        net: an ordinary net (group convs written out by `to_plain`); traced, if convolutions read pixels as channels.
         groups: its channel groups.
         permutations: group name → int64 (C,): channel i is matched to channel `permutation[i]` of the transformed net.
 
@@ -92,8 +96,9 @@ def filters_and_matches(
         conv name, such as `features.conv2` or `layer1.0.conv1` → two tensors (c_out, c_in, k, k) on the net's device,
         or (c, 1, k, k) for a depthwise conv.
     """
-    matched = permute(symmetry.transform(net).state_dict(), groups, permutations)
-    convs = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    matched = matched_self(net, symmetry, groups, permutations).state_dict()
+    plain = net.net if isinstance(net, TracedNet) else net
+    convs = {name: layer for name, layer in plain.named_modules() if isinstance(layer, nn.Conv2d)}
     return {
         name: (conv.weight.detach().contiguous(), matched[f"{name}.weight"].contiguous())
         for name, conv in convs.items()
@@ -107,11 +112,15 @@ def kernel_constraint(kernel: Tensor, match: Tensor) -> float:
 
 
 def convs(
-    net: nn.Module, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Mapping[str, Tensor]
+    net: nn.Module | TracedNet,
+    symmetry: Symmetry,
+    groups: list[ChannelGroup],
+    permutations: Mapping[str, Tensor],
 ) -> list[Conv]:
     """Every convolution of a net, in the net's order, and its relative error in the kernel constraint.
 
     Args:
+        net: as in `filters_and_matches`.
         permutations: group name → int64 (C,), from a flip merge.
     """
     writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}

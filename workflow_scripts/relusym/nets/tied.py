@@ -39,22 +39,22 @@ class TiedNet(nn.Module):
             self.free[_key(name)] = nn.Parameter(parameter.detach().flatten()[first])
             self.register_buffer(f"orbits/{_key(name)}", numbers)
             parameter.requires_grad_(False)
-        for name, buffer in plain.named_buffers():
-            if buffer.ndim:
-                self.register_buffer(f"orbits/{_key(name)}", orbits[name].to(buffer.device))
+        averaged = {key: x for key, x in plain.named_buffers() if x.ndim and x.is_floating_point()}
+        self.buffered = [name for name in averaged if name in orbits]  # all that are saved
+        for name in self.buffered:
+            self.register_buffer(f"orbits/{_key(name)}", orbits[name].to(averaged[name].device))
         self.names = list(named)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The ordinary net's tensors, by its names; running statistics of batch norms are averaged along orbits."""
+        """The ordinary net's tensors, by its names; buffers, such as running statistics, are averaged along orbits."""
         tensors = {name: _Tied.apply(self.free[_key(name)], self._orbits(name)) for name in self.names}
         if not self.training:
-            for name, buffer in self.plain.named_buffers():
-                if buffer.ndim:
-                    numbers = self._orbits(name)
-                    sums, counts = (buffer.new_zeros(int(numbers.max()) + 1) for _ in range(2))
-                    sums.index_add_(0, numbers, buffer)
-                    counts.index_add_(0, numbers, torch.ones_like(buffer))
-                    tensors[name] = (sums / counts)[numbers]
+            for name in self.buffered:
+                buffer, numbers = self.plain.get_buffer(name), self._orbits(name)
+                sums = buffer.new_zeros(int(numbers.max()) + 1).index_add_(
+                    0, numbers.flatten(), buffer.flatten()
+                )
+                tensors[name] = (sums / torch.bincount(numbers.flatten()))[numbers]
         return tensors
 
     def _orbits(self, name: str) -> Tensor:

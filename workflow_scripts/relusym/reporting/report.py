@@ -295,7 +295,7 @@ def report(
         invariance_error=invariance,
         grid=grid(traced, test.shape, symmetry),
         layers=layers(groups, permutations, merged.similarity, errors, shares),
-        convs=convs(traced.net, symmetry, groups, permutations),
+        convs=convs(traced, symmetry, groups, permutations),
         partial=partial,
         partners=partners(traced, test, symmetry, groups, permutations),
         baselines=both,
