@@ -13,6 +13,7 @@ from small_nets import (
     Images,
     answers,
     conv_net,
+    net_of,
     resnet,
     shuffled,
     smooth_images,
@@ -364,6 +365,79 @@ def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_
         variances, means = (torch.stack(values).mean(0) for values in zip(*batches, strict=True))
         torch.testing.assert_close(statistics.mean, means, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(statistics.std, variances.sqrt(), rtol=1e-4, atol=1e-5)
+
+
+class Auxiliary(nn.Module):
+    """A net with an auxiliary head, with a batch norm, that only training runs."""
+
+    def __init__(self, normed):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8) if normed else nn.Identity()
+        self.second, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+        self.aux = nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Flatten(), nn.LazyLinear(10))
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x)))
+        logits = self.head(torch.relu(self.second(x)).mean((2, 3)))
+        return (logits, self.aux(x)) if self.training else logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normed", [False, True], ids=["bare", "normed"])
+def test_what_evaluation_doesnt_run_is_named_kept_and_no_reason_not_to_repair(normed):
+    torch.manual_seed(0)
+    nets, some = [Auxiliary(normed), Auxiliary(normed)], Images(smooth_images(60), 60)
+    x = some.first(60, torch.device("cpu"))
+    for net in nets:
+        net(x), net.eval()
+    merged = merge(*nets, some)
+    assert merged.notes == ["channels stay at their places in aux: evaluation mode doesn't run it"]
+    for name in merged.nets.keys() - {"net_1", "net_2", "permuted", "repaired" if normed else ""}:
+        mean = (nets[0].aux[1].running_mean + nets[1].aux[1].running_mean) / 2
+        torch.testing.assert_close(merged.nets[name].aux[1].running_mean, mean)
+    assert ("reset" in merged.nets) == normed
+    if not normed:
+        ends = [net.first(x).std((0, 2, 3)) for net in (nets[0], merged.nets["permuted"])]
+        target, std = sum(ends) / 2, merged.nets["repaired"].first(x).std((0, 2, 3))
+        torch.testing.assert_close(std, target, rtol=1e-3, atol=1e-4)
+
+
+@net_of(lambda: {
+    "conv": nn.Conv2d(3, 8, 3, padding=1), "norm": nn.BatchNorm2d(8), "up": nn.Linear(8, 12), "down": nn.Linear(12, 8),
+    "head": nn.Linear(8, 10),
+})  # fmt: skip
+def LastAfterNorm(self, x):
+    """A residual block on a map with channels last, in a net with batch norm."""
+    x = torch.relu(self.norm(self.conv(x))).permute(0, 2, 3, 1)
+    return self.head((x + self.down(torch.relu(self.up(x)))).mean((1, 2)))
+
+
+@net_of(lambda: {"conv": nn.Conv2d(3, 8, 3, padding=1), "norm": nn.BatchNorm2d(8), "head": nn.Linear(8, 10)})
+def Sigmoids(self, x):
+    return self.head(torch.sigmoid(self.norm(self.conv(x))).mean((2, 3)))
+
+
+@net_of(lambda: {
+    "weight": nn.Parameter(torch.randn(8, 3, 3, 3)), "again": nn.Conv2d(8, 8, 3, padding=1), "head": nn.Linear(8, 10),
+})  # fmt: skip
+def Functional(self, x):
+    x = nn.functional.conv2d(x, self.weight).relu()
+    return self.head(self.again(self.again(x).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(("net", "note"), [
+    (LastAfterNorm, "REPAIR doesn't correct add: channels there aren't in dimension 1"),
+    (Sigmoids, "REPAIR only resets batch norms: the net has no sum of maps, and no activation after a batch norm"),
+    (Functional,
+     "REPAIR doesn't correct conv2d, again: it corrects convolutions and linear layers that are called once"),
+])  # fmt: skip
+def test_what_repair_doesnt_correct_is_named(net, note):
+    torch.manual_seed(0)
+    merged = merge(net(), net(), Images(smooth_images(40), 40))
+    assert merged.notes == [note]
+    if "reset" in merged.nets:
+        x = normalise(smooth_images(40))
+        torch.testing.assert_close(merged.nets["repaired"](x), merged.nets["reset"](x))
 
 
 KINDS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)

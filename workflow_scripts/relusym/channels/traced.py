@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from numbers import Integral
 from typing import Any
 
@@ -12,7 +13,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from relusym.channels.flow import Flow, refuse
-from relusym.channels.groups import ChannelGroup, groups_of, order_of, permute, random_permutations, rescale
+from relusym.channels.groups import (
+    ChannelGroup,
+    groups_of,
+    has_batch_norm,
+    order_of,
+    permute,
+    random_permutations,
+    rescale,
+)
 from relusym.channels.handlers import CONVS, TRANSPOSED
 from relusym.channels.labels import Labels
 from relusym.channels.tracing import (
@@ -153,6 +162,22 @@ class TracedNet:
                 "or is there a hook, by a function that holds the net's layers?"
             )
         return Planted(net, graph, constants, x, logits)
+
+    @cached_property
+    def has_batch_norm(self) -> bool:
+        """Whether any layer that the net runs in evaluation mode keeps running statistics of its channels."""
+        return has_batch_norm(self.module())
+
+    @cached_property
+    def idle(self) -> list[str]:
+        """The parts, by name, whose parameters the net doesn't read in evaluation mode, such as auxiliary heads."""
+        read = {id(tensor) for tensor in self.module().state_dict(keep_vars=True).values()}
+        parameters = list(self.net.named_parameters(remove_duplicate=False))
+        owners = {name: [*accumulate(name.split("."), "{}.{}".format)] for name, _ in parameters}
+        busy = {owner for name, tensor in parameters if id(tensor) in read for owner in owners[name]}
+        idle = [next(owner for owner in owners[name] if owner not in busy)
+                for name, tensor in parameters if id(tensor) not in read]  # fmt: skip
+        return list(dict.fromkeys(idle))
 
     @property
     def fixed(self) -> dict[str, str]:

@@ -13,7 +13,6 @@ from relusym.channels.groups import (
     ChannelGroup,
     by_node,
     factors_of,
-    has_batch_norm,
     order_of,
     permute,
     rescale,
@@ -146,7 +145,7 @@ def joint_statistics(
         traced.net.eval()
     graphs = [traced.module(inside=True) for traced in all_traced]
     lockstep, net = Lockstep(graphs), all_traced[0].net
-    device, normed = device_of(net), has_batch_norm(net)
+    device, normed = device_of(net), all_traced[0].has_batch_norm
     matched = by_node(groups)
     points = {} if normed else repair_points(graphs[0])
     dims = {node: channel_dim(graphs[0].get_submodule(layer)) for node, layer in points.items()}

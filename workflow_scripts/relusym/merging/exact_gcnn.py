@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup, has_batch_norm, permute
+from relusym.channels.groups import ChannelGroup, permute
 from relusym.channels.traced import TracedNet
 from relusym.evaluation.images import ImageSource
 from relusym.merging.aligned import Aligned, distinct
@@ -26,7 +26,7 @@ def corrected_halfway(aligned: Aligned, images: ImageSource) -> nn.Module:
     This keeps the architecture: REPAIR would add biases to the other layers, and layers to a net with batch norm.
     """
     halfway = aligned.interpolate(0.5)
-    if has_batch_norm(halfway.net):
+    if halfway.has_batch_norm:
         return reset_batch_norm(halfway.net, images)
     targets = aligned.targets()
     biased = {name for name in targets if halfway.net.get_submodule(name).bias is not None}

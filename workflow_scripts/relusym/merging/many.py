@@ -25,6 +25,7 @@ from relusym.merging.merge import (
     fixed_notes,
     scored,
 )
+from relusym.merging.repair import repair_notes
 from relusym.precision import full_float32
 from relusym.symmetry import Symmetry
 
@@ -79,7 +80,7 @@ def merge_many(
             similarity={name: float(table[apart].mean()) for name, table in aligned.similarity.items()},
             checks={name: max(value, others.get(name, value)) for name, value in (aligned.checks | checks).items()},
             aligned=aligned,
-            notes=fixed_notes(aligned.traced),
+            notes=fixed_notes(aligned.traced) + repair_notes(aligned.traced),
             traced=aligned.traced,
         )  # fmt: skip
 

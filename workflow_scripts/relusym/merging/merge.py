@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup, has_batch_norm
+from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import Handlers, unwrapped
-from relusym.errors import UserError
+from relusym.errors import UserError, listed
 from relusym.evaluation.images import AnyImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
 from relusym.evaluation.metrics import (
@@ -29,7 +29,7 @@ from relusym.matching import MATCHINGS, OF_FLIPS, STARTS, WITH_FACTORS
 from relusym.matching.match import Search
 from relusym.merging.aligned import Aligned, AlignedNets, Answered, Targets, align, check_shapes, interpolate
 from relusym.merging.identities import check_transformed
-from relusym.merging.repair import repaired, reset_batch_norm
+from relusym.merging.repair import repair_notes, repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
@@ -238,7 +238,7 @@ def _merge(
         checks=aligned.checks | fused,
         search=aligned.search,
         aligned=aligned,
-        notes=fixed_notes(first),
+        notes=fixed_notes(first) + repair_notes(first),
         traced=first,
     )
     merged.nets["permuted"] = aligned.second
@@ -246,8 +246,13 @@ def _merge(
 
 
 def fixed_notes(traced: TracedNet) -> list[str]:
-    """Which channels can't be permuted, a line each."""
-    return [f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()]
+    """Which channels can't be permuted, or aren't, a line each."""
+    notes = [f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()]
+    if traced.idle:
+        notes.append(
+            f"channels stay at their places in {listed(traced.idle, 3)}: evaluation mode doesn't run it"
+        )
+    return notes
 
 
 def ends_scores(
@@ -268,7 +273,7 @@ def corrected(
 ) -> tuple[dict[str, nn.Module], dict[str, float]]:
     """A merged net uncorrected ("halfway"), with its batch norms, if any, "reset", and "repaired"; and checks."""
     inner = {"halfway": merged.net}
-    if has_batch_norm(merged.net):
+    if merged.has_batch_norm:
         inner["reset"] = reset_batch_norm(merged.net, images)
     inner["repaired"], checks = repaired(merged, targets, images)
     return inner, checks

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from relusym.channels.groups import has_batch_norm
 from relusym.channels.handlers import BATCH_NORMS
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of
@@ -196,7 +195,7 @@ class PartialMerges:
             for key in self.parts[number].tensors:
                 if key in state:
                     state[key].add_(other[key]).div_(2)
-        how = repair_blocks if has_batch_norm(net) else lambda *merge: repair(*merge)[0]
+        how = repair_blocks if self.first.has_batch_norm else lambda *merge: repair(*merge)[0]
         return how(self.first.copied(net), self.targets(chosen), self.images)
 
     def unmerged_layers(self, chosen: Collection[int]) -> dict[str, Any]:
@@ -213,7 +212,7 @@ class PartialMerges:
         For nets without batch norm that are corrected and measured on the same images, the pass that corrects layers
         also gives the logits.
         """
-        if has_batch_norm(self.first.net) or not self.apart:
+        if self.first.has_batch_norm or not self.apart:
             for which, chosen in self.which():
                 if wanted(which):
                     net = self.merged(chosen)
@@ -392,7 +391,7 @@ def partial_merges(
     end, labels = evaluate(traced.net, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]
     scores = Kept() if kept is None else kept
-    compute = _side_by_side if has_batch_norm(traced.net) and nets.apart else _one_by_one
+    compute = _side_by_side if traced.has_batch_norm and nets.apart else _one_by_one
     compute(nets, test, lambda: Scores(metrics, labels), scores, progress)
     barriers = {
         which: {

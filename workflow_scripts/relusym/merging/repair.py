@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from relusym.channels.flow import Flow
 from relusym.channels.groups import block_outputs, has_batch_norm
 from relusym.channels.handlers import BATCH_NORMS, CONVS, TRANSPOSED
+from relusym.channels.labels import FIXED, Labels
 from relusym.channels.traced import TracedNet, as_traced
-from relusym.channels.tracing import layer_of
+from relusym.channels.tracing import describe, layer_of
+from relusym.errors import listed
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
@@ -27,6 +30,7 @@ EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 HELD_BYTES, KEPT_BYTES = 2**30, 2**31
 CHEAP = 64
 CORRECTED = (*CONVS, *TRANSPOSED, nn.Linear)
+SHOWN = 3  # names in a note
 
 
 def repair_points(graph: fx.GraphModule) -> dict[str, str]:
@@ -291,7 +295,7 @@ def repaired(
     """
     traced = as_traced(net, images.shape)
     net = traced.net
-    if has_batch_norm(net):
+    if traced.has_batch_norm:
         return repair_blocks(traced, targets, images), {}
     fused, rescalings = repair(traced, targets, images)
     x = images.first(CHECK_IMAGES, device_of(net))
@@ -315,16 +319,22 @@ def norms_of(net: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def resetting(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """A context with batch norms in training mode; afterwards they hold the means over the batches read in it."""
-    momenta = [norm.momentum for norm in norms]
+    """A context with batch norms in training mode; afterwards they hold the means over the batches read in it.
+
+    Those that read none, as in a branch that only training runs, stay as they are.
+    """
+    before = [(norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
     yield
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, (momentum, buffers) in zip(norms, before, strict=True):
         norm.momentum = momentum
         norm.eval()
+        if not norm.num_batches_tracked:
+            for buffer, value in zip(norm.buffers(), buffers, strict=True):
+                buffer.copy_(value)
 
 
 @torch.no_grad()
@@ -369,7 +379,7 @@ def block_statistics(net: nn.Module | TracedNet, images: ImageSource) -> dict[st
     traced = as_traced(net, images.shape)
     graph = traced.module(deepcopy(traced.net))
     norms = {node.name: _batch_norm_after(graph, node, shape)[0]
-             for node, shape in _block_shapes(graph).items()}  # fmt: skip
+             for node, shape in _block_shapes(traced, graph).items()}  # fmt: skip
     if norms:
         graph.recompile()
         _reset(graph, images)
@@ -379,10 +389,32 @@ def block_statistics(net: nn.Module | TracedNet, images: ImageSource) -> dict[st
     }
 
 
-def _block_shapes(graph: fx.GraphModule) -> dict[fx.Node, Sequence[int]]:
-    """The shapes of block outputs, except sequences of tokens, whose channels aren't in dimension 1."""
+def _block_shapes(traced: TracedNet, graph: fx.GraphModule) -> dict[fx.Node, Sequence[int]]:
+    """The shapes of block outputs, except those of tokens or maps whose channels aren't in dimension 1."""
+    varies = {node.name: labels.varies for node, labels in traced.flow(Flow).labels.items()
+              if isinstance(labels, Labels)}  # fmt: skip
     shapes = {node: node.meta["shape"] for node in block_outputs(graph)}
-    return {node: shape for node, shape in shapes.items() if len(shape) in NORMS}
+    return {node: shape for node, shape in shapes.items()
+            if len(shape) in NORMS and (1 in varies[node.name] or not varies[node.name])}  # fmt: skip
+
+
+def repair_notes(traced: TracedNet) -> list[str]:
+    """What REPAIR doesn't correct, in a line; none if it corrects all layers, or blocks, whose channels are matched."""
+    graph, flow = traced.module(), traced.flow(Flow)
+    if traced.has_batch_norm:
+        blocks, corrected = block_outputs(graph), _block_shapes(traced, graph)
+        if not blocks:
+            return [
+                "REPAIR only resets batch norms: the net has no sum of maps, and no activation after a batch norm"
+            ]
+        left, why = [node for node in blocks if node not in corrected], "channels there aren't in dimension 1"
+    else:
+        matched = {node.name for node, labels in flow.writers.items()
+                   if any(flow.relations.root(label) != FIXED for label in labels.tolist())}  # fmt: skip
+        left = [node for node in graph.graph.nodes if node.name in matched - repair_points(graph).keys()]
+        why = "it corrects convolutions and linear layers that are called once"
+    names = dict.fromkeys(describe(node).removeprefix("layer ") for node in left)
+    return [f"REPAIR doesn't correct {listed([*names], SHOWN)}: {why}"] if left else []
 
 
 @torch.no_grad()
@@ -399,7 +431,7 @@ def correct_blocks(
         The copy, its batch norms not yet reset, and each new node's name → its block's node's name.
     """
     graph, blocks = traced.module(deepcopy(traced.net)), {}
-    for node, shape in _block_shapes(graph).items():
+    for node, shape in _block_shapes(traced, graph).items():
         target = targets[node.name]
         correction, corrected = _batch_norm_after(graph, node, shape)
         correction.weight.copy_(target.std)

@@ -542,7 +542,6 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
 
 def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym import checkpoint
-    from relusym.channels.groups import has_batch_norm
     from relusym.channels.traced import TracedNet
     from relusym.merging.many import merge_many
     from relusym.merging.merge import curve, merge
@@ -571,15 +570,15 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     with screen.progress(quiet=options.json) as progress:
         progress("nets and images", 0)
         nets, preset = _nets(options)
-        if options.which == "reset" and not has_batch_norm(nets[0]):
-            raise UserError(
-                "--which: reset given, but for a net without batch norm, allowed is halfway or repaired"
-            )
-        if options.which == "repaired" and has_batch_norm(nets[0]):
-            raise UserError(_not_held("repaired", ["reset", "halfway"]))
         on = _inputs(options, nets, preset)
-        if options.which == "repaired" and not held_by_layers(TracedNet(nets[0], on.test.shape).module()):
-            raise UserError(_not_held("repaired", ["halfway"]))
+        if options.which in ("reset", "repaired"):
+            traced = TracedNet(nets[0], on.test.shape)
+            if options.which == "reset" and not traced.has_batch_norm:
+                raise UserError(
+                    "--which: reset given, but for a net without batch norm, allowed is halfway or repaired"
+                )
+            if options.which == "repaired" and not held_by_layers(traced.module()):
+                raise UserError(_not_held("repaired", ["reset"] * traced.has_batch_norm + ["halfway"]))
         progress("matching and merging", 0)
         how = {"metrics": on.metrics}
         if several:
@@ -652,7 +651,7 @@ def _merged_from(options: argparse.Namespace) -> dict[str, Any]:
 def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     """Merge by weight matching, without images: only into the halfway net."""
     from relusym import checkpoint
-    from relusym.merging.merge import merge_weights
+    from relusym.merging.merge import fixed_notes, merge_weights
     from relusym.reporting import net_files, screen
 
     if options.matching != "weight":
@@ -680,5 +679,6 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
         "search": aligned.search.body(),
         "permutations": order,
         "checks": aligned.checks,
+        "notes": (notes := fixed_notes(aligned.traced)),
     }
-    return numbers, lambda: screen.show_written("halfway, as it is", options.out)
+    return numbers, lambda: screen.show_written("halfway, as it is", options.out, notes)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from relusym import __version__, checkpoint
-from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
 from relusym.data.batches import ImagesOnDevice
@@ -27,6 +26,7 @@ from relusym.merging.aligned import align
 from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn
 from relusym.merging.folded import folded, fused, multiplications
 from relusym.merging.identities import check_transformed
+from relusym.merging.merge import fixed_notes
 from relusym.nets.tied import TiedNet
 from relusym.pixels.grid import Grid, grid
 from relusym.pixels.transform import transformed
@@ -204,13 +204,13 @@ def exact(
         notes=[
             *grid_warning(met, called),
             *([] if met.symmetric else [NOT_INVARIANT]),
-            *(f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()),
+            *fixed_notes(traced),
         ],
     )
     if timing:
         progress("timing", 0)
         timed = {"net": traced.net, "exact": fast}
-        if has_batch_norm(traced.net):
+        if traced.has_batch_norm:
             timed["net_fused"] = fused(traced)
         try:
             if compiled:

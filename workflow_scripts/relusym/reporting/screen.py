@@ -133,10 +133,7 @@ def show_merge(
     console.print(_scores(merged, "accuracy" if labelled else "agreement", baselines))
     if curve:
         console.print(_line(curve))
-    for note in notes:
-        console.print(note, style="yellow")
-    console.print()
-    show_written(_words(merged)[which], path)
+    show_written(_words(merged)[which], path, notes)
 
 
 def show_comparison(comparison: Comparison, page: Path) -> None:
@@ -151,9 +148,12 @@ def show_comparison(comparison: Comparison, page: Path) -> None:
     _end(console, comparison.notes, page)
 
 
-def show_written(which: str, path: str) -> None:
-    """Print which net was written to which file."""
-    _console().print(f"written to {path}: {which}", soft_wrap=True)
+def show_written(which: str, path: str, notes: Iterable[str]) -> None:
+    """Print notes on a merge, and which net was written to which file."""
+    console = _console()
+    for note in notes:
+        console.print(note, style="yellow")
+    console.print(f"written to {path}: {which}", soft_wrap=True)
 
 
 def show_exact(result: Exact, written: Iterable[Path]) -> None:
