@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import refused
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from small_nets import smooth_images, vgg11
 from torch import nn
 
@@ -306,6 +306,45 @@ def test_weights_are_found_in_training_scripts_checkpoints_and_by_a_files_conten
         assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
     torch.jit.script(net).save(tmp_path / "scripted.pt")
     refused(lambda: load_weights(net, str(tmp_path / "scripted.pt")), "scripted net", "state dict")
+
+
+TIED = """
+from torch import nn
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2)
+        self.third = nn.Conv2d(8, 8, 3)
+        self.third.weight, self.again = self.second.weight, self.head
+    def forward(self, x):
+        x = self.third(self.second(self.first(x).relu()).relu()).relu()
+        return self.again(x.mean((2, 3)))
+"""
+
+
+@pytest.mark.slow(seconds=2)
+def test_a_net_whose_layers_share_weights_is_read_merged_and_written(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("tied.py").write_text(TIED)
+    nets = [build("tied.py:Tied", None, seed)[0] for seed in range(2)]
+    for net, name in zip(nets, ("a", "b"), strict=True):
+        net.to(memory_format=torch.contiguous_format)
+        save_model(net, f"{name}.safetensors")  # which writes what is shared once
+    code, _, lines = run(
+        *(capsys, folder, "merge", "tied.py:Tied", "a.safetensors", "b.safetensors"),
+        *(*SCALED, "--out", "m.safetensors", "--permuted", "p.safetensors"),
+    )
+    assert code == 0, lines
+    x, permuted = torch.rand(4, 3, 9, 9), load_file("p.safetensors")
+    assert permuted.keys() == nets[1].state_dict().keys()
+    assert torch.allclose(build("tied.py:Tied", "p.safetensors", 0)[0](x), nets[1](x), atol=1e-5)
+    halfway = (nets[0].second.weight.mean() + nets[1].second.weight.mean()) / 2
+    merged = load_file("m.safetensors")["third.weight"]
+    assert torch.allclose(merged.mean(), halfway, atol=1e-6)
+    save_file(permuted | {"third.weight": merged}, "apart.safetensors")
+    refused(
+        lambda: load_weights(nets[0], "apart.safetensors"), "third.weight differ, but are one tensor in Tied"
+    )
 
 
 @pytest.mark.parametrize("wrapper", ["nn.DataParallel", "torch.compile"])

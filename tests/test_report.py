@@ -53,6 +53,14 @@ def test_without_a_barrier_the_layers_decide_whether_a_net_is_called_equivariant
     assert verdict(gcnn).endswith("as a group-equivariant CNN does.")
 
 
+def test_a_few_images_are_no_verdict():
+    net, images = vgg11(), Images(PIXELS[:9], 9)
+    few = report(net, images, partial_images=0)
+    assert few.merged.barrier["repaired"] is not None and "no verdict from 9 of 10 images" in verdict(few)
+    enough = report(net, Images(PIXELS[:10], 10), partial_images=0)
+    assert "no verdict" not in verdict(enough)
+
+
 def test_baselines_and_classes_are_as_documented():
     net, images, x = vgg11(), Images(PIXELS, 16), normalise(PIXELS)
     labels = answers(net, images)

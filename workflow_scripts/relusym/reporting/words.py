@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from relusym.evaluation.metrics import FEW
 from relusym.pixels.grid import Grid
 from relusym.reporting.report import Report
 from relusym.symmetry import SYMMETRIES
@@ -80,6 +81,8 @@ def verdict(report: Report) -> str:
         return f"{report.name} doesn't tell these images apart, so nothing can be said about its symmetry: no verdict."
     if barrier is None:
         return f"{kept}; {report.merged.note}."
+    if report.images < FEW:
+        return f"{kept}: no verdict from {report.images} of {FEW} images that are needed at least."
     if barrier < 0:
         alone = f"its flipped self alone has {accuracy['flipped']:.4f}"
         return f"{kept}; {alone}, so the net halfway beats the mean of the two."
