@@ -367,6 +367,16 @@ def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_
         torch.testing.assert_close(statistics.std, variances.sqrt(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batches", [[1], [2, 2, 1]])
+def test_a_batch_norm_that_would_read_one_number_per_channel_is_refused(batches):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+    )
+    merging = lambda: merge(net, net, [torch.rand(count, 3, 8, 8) for count in batches])  # noqa: E731
+    refused(merging, "a batch norm reads a batch of one image", "larger batches")
+
+
 class Auxiliary(nn.Module):
     """A net with an auxiliary head, with a batch norm, that only training runs."""
 
@@ -438,6 +448,31 @@ def test_what_repair_doesnt_correct_is_named(net, note):
     if "reset" in merged.nets:
         x = normalise(smooth_images(40))
         torch.testing.assert_close(merged.nets["repaired"](x), merged.nets["reset"](x))
+
+
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 8, 3, padding=1), "inner": nn.Conv2d(8, 8, 3, padding=1),
+    "classes": nn.Linear(8, 10, bias=False),
+})  # fmt: skip
+def Cosines(self, x):
+    """A classifier by cosines, whose weights are normalised, behind a residual block."""
+    x = self.stem(x)
+    x = nn.functional.normalize((x + self.inner(x.relu())).relu().mean((2, 3)))
+    return nn.functional.linear(x, nn.functional.normalize(self.classes.weight))
+
+
+@torch.no_grad()
+def test_layers_before_a_classifier_that_is_a_function_are_repaired():
+    torch.manual_seed(0)
+    merged, x = merge(Cosines(), Cosines(), Images(smooth_images(40), 40)), normalise(smooth_images(40))
+    assert merged.notes == []
+    for layer, reads in (("stem", lambda net: x), ("inner", lambda net: net.stem(x).relu())):
+        stds = {
+            name: net.get_submodule(layer)(reads(net)).std((0, 2, 3)) for name, net in merged.nets.items()
+        }
+        torch.testing.assert_close(
+            stds["repaired"], (stds["net_1"] + stds["permuted"]) / 2, rtol=1e-2, atol=1e-3
+        )
 
 
 KINDS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)

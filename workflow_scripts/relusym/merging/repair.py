@@ -16,8 +16,8 @@ from relusym.channels.groups import block_outputs, has_batch_norm
 from relusym.channels.handlers import BATCH_NORMS, CONVS, TRANSPOSED
 from relusym.channels.labels import FIXED, Labels
 from relusym.channels.traced import TracedNet, as_traced
-from relusym.channels.tracing import describe, layer_of
-from relusym.errors import listed
+from relusym.channels.tracing import describe, function_name, layer_of
+from relusym.errors import UserError, listed
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
@@ -30,6 +30,7 @@ EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 HELD_BYTES, KEPT_BYTES = 2**30, 2**31
 CHEAP = 64
 CORRECTED = (*CONVS, *TRANSPOSED, nn.Linear)
+PRODUCTS = {"linear", "matmul", "mm", "addmm", "einsum", "tensordot", "cdist", "conv1d", "conv2d", "conv3d"}
 SHOWN = 3  # names in a note
 
 
@@ -53,7 +54,7 @@ def repair_points(graph: fx.GraphModule) -> dict[str, str]:
         if node in heads:
             continue
         heads.add(node)
-        if not isinstance(layer_of(graph, node), CORRECTED):
+        if not (isinstance(layer_of(graph, node), CORRECTED) or _is_product(node)):
             behind += node.all_input_nodes
     return {
         node.name: str(node.target)
@@ -62,6 +63,12 @@ def repair_points(graph: fx.GraphModule) -> dict[str, str]:
         and node not in heads
         and all(used[id(tensor)] == 1 for tensor in _state_of(graph, node))
     }
+
+
+def _is_product(node: fx.Node) -> bool:
+    """Whether a function multiplies its input by a matrix or a kernel of parameters, as a layer does."""
+    beside = any(x.meta.get("varies") and not x.meta.get("image") for x in node.all_input_nodes)
+    return beside and function_name(node) in PRODUCTS
 
 
 def held_by_layers(graph: fx.GraphModule) -> bool:
@@ -322,13 +329,24 @@ def resetting(norms: Sequence[nn.Module]) -> Iterator[None]:
     """A context with batch norms in training mode; afterwards they hold the means over the batches read in it.
 
     Those that read none, as in a branch that only training runs, stay as they are.
+
+    Raises:
+        UserError: a batch norm reads a single number per channel.
     """
     before = [(norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
-    yield
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a batch norm reads a batch of one image, with one number per channel, which have no variance: give more "
+            "images, or larger batches"
+        ) from error
     for norm, (momentum, buffers) in zip(norms, before, strict=True):
         norm.momentum = momentum
         norm.eval()
