@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
     (made / "my_nets.py").write_text(NETS)
     pixels = smooth_images(24, 16)
     for i, image in enumerate(pixels.numpy()):
-        for to in (f"photos/{'ab'[i % 2]}", "flat"):
+        for to in (f"photos/{'ab'[i % 2]}", "flat", f"splits/{('Train', 'val')[i % 2]}"):
             (made / to).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(made / to / f"{i:02}.png")
     np.savez(made / "images.npz", images=pixels, labels=np.arange(24) % 2)
@@ -1140,6 +1140,11 @@ REFUSED = {
     "nowhere": ((NET,), {"images": "nowhere"}, "there is no"),
     "no image": ((NET,), {"images": "damaged"}, "x.jpg can't be read"),
     "no classes": ((NET, "--labels", "folder"), {"images": "flat"}, "one folder per class"),
+    "splits": (
+        (NET, "--labels", "folder"),
+        {"images": "splits"},
+        r"are splits, Train and val, .* give .*splits/val",
+    ),
     "other file": ((NET,), {"images": "my_nets.py"}, "allowed is a folder"),
     "labels": ((NET, "--labels", "{}/none.txt"), {}, "one number per image"),
     "metric": ((NET, "--metric", "{}/my_nets.py:whole"), {}, "one number per image"),

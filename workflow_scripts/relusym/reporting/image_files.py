@@ -37,6 +37,7 @@ IMAGES = "images", "image", "x", "data", "arr_0", "x_test", "test_images"
 LABELS = "labels", "label", "y", "targets", "target", "arr_1", "y_test", "test_labels"
 READ = {*IMAGES, *LABELS}
 FOLDER = "folder"
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # folder names, in lower case
 INPUTS = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
 SHOWN = 12  # classes in a note
 DAMAGED = (ValueError, OSError, EOFError, KeyError, NotImplementedError, MemoryError, zlib.error)
@@ -298,6 +299,11 @@ def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[s
     if not classes or outside:
         what = f"{outside[0]} is in none" if classes else "it holds none"
         raise UserError(f"--labels folder: {folder} should hold one folder per class, but {what}")
+    if SPLITS.issuperset(name.lower() for name in classes):
+        raise UserError(
+            f"--labels folder: the folders of {folder} are splits, {' and '.join(classes)}, not classes; "
+            f"give one of them, such as {folder / classes[-1]}"
+        )
     known = torch.tensor([index[path.relative_to(folder).parts[0]] for path in paths])
     counts = known.bincount(minlength=len(classes)).tolist()
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
