@@ -1143,7 +1143,7 @@ REFUSED = {
     "splits": (
         (NET, "--labels", "folder"),
         {"images": "splits"},
-        r"are splits, Train and val, .* give .*splits/val",
+        "are splits, Train and val, not classes; give one of them, such as ",
     ),
     "other file": ((NET,), {"images": "my_nets.py"}, "allowed is a folder"),
     "labels": ((NET, "--labels", "{}/none.txt"), {}, "one number per image"),
