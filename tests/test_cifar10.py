@@ -185,7 +185,7 @@ def test_torchvision_downloads_the_same_files_once_and_repairs_damaged_ones(tmp_
     (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
     assert data.digest(prepared("torchvision", root, tmp_path)) == digest  # from the archive kept there
     (root / "cifar-10-batches-py" / "data_batch_2").unlink()
-    line = r"^CIFAR10 isn't available in .*root .*missing or damaged.*set cifar10\.root"
+    line = r"^CIFAR10 isn't available in .*root .*not found or corrupted.*set cifar10\.root"
     refused(lambda: prepared("torchvision", root, tmp_path, download=False), match=line)
 
 

@@ -228,23 +228,24 @@ def server(tmp_path):
         running.shutdown()
 
 
-def test_a_checksum_is_recorded_on_first_use_and_checked_ever_after(server, tmp_path):
+def test_a_checksum_is_recorded_on_first_use_and_checked_ever_after(server, tmp_path, capsys):
     folder, url = server
     torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
-    lines = []
-    path = fetch(f"{url}/a.pth", tmp_path / "kept", lines.append)
+    path = fetch(f"{url}/a.pth", tmp_path / "kept")
     note = path.with_name("a.pth.sha256")
     assert note.read_text(encoding="utf-8").strip() == sha256(folder / "a.pth") == sha256(path)
     first = path.stat().st_mtime_ns
-    assert fetch(f"{url}/a.pth", tmp_path / "kept", lines.append).stat().st_mtime_ns == first and not lines
+    assert fetch(f"{url}/a.pth", tmp_path / "kept").stat().st_mtime_ns == first
+    assert not capsys.readouterr().out
     path.write_bytes(path.read_bytes()[:-100])  # truncated
-    fetch(f"{url}/a.pth", tmp_path / "kept", lines.append)
+    fetch(f"{url}/a.pth", tmp_path / "kept")
     assert sha256(path) == note.read_text(encoding="utf-8").strip()
-    assert len(lines) == 1 and "is fetched again" in lines[0]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "is fetched again" in line
     torch.save({"conv1.weight": torch.zeros(5)}, folder / "a.pth")  # another file at the same address
     path.unlink()
     with pytest.raises(UserError, match=r"no longer the file that was first used .*a\.pth\.sha256"):
-        fetch(f"{url}/a.pth", tmp_path / "kept", lines.append)
+        fetch(f"{url}/a.pth", tmp_path / "kept")
     assert not path.exists()
 
 
@@ -405,7 +406,7 @@ def test_torchvision_names_are_checked(tmp_path):
         from_torchvision("IMAGENET1K_V9", tmp_path)
 
 
-def test_torchvisions_loader_is_used_and_its_cached_file_is_checked_ever_after(tmp_path, monkeypatch):
+def test_torchvisions_loader_is_used_and_its_cached_file_is_checked_ever_after(tmp_path, monkeypatch, capsys):
     loads = []
 
     def load(url, *, model_dir, check_hash, weights_only, **rest):
@@ -416,9 +417,8 @@ def test_torchvisions_loader_is_used_and_its_cached_file_is_checked_ever_after(t
         return torch.load(path, weights_only=True)
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
-    lines = []
-    _, path = from_torchvision("IMAGENET1K_V1", tmp_path, lines.append)
+    _, path = from_torchvision("IMAGENET1K_V1", tmp_path)
     assert path.name == "resnet50-0676ba61.pth" and loads == [(True, True, str(tmp_path))]
     path.write_bytes(b"cut")
-    from_torchvision("IMAGENET1K_V1", tmp_path, lines.append)
-    assert "is fetched again" in lines[0] and read_tensors(path)
+    from_torchvision("IMAGENET1K_V1", tmp_path)
+    assert "is fetched again" in capsys.readouterr().out and read_tensors(path)

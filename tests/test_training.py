@@ -62,11 +62,11 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
 def test_lars_scales_the_rate_by_the_norms_of_weights_and_gradients():
     weight = torch.nn.Parameter(torch.full((1, 4), 3.0))
     bias = torch.nn.Parameter(torch.zeros(4))
-    optimizer = Lars([{"params": [weight, bias]}], lr=2.0, momentum=0.0, weight_decay=0.0, trust=0.01)
+    optimizer = Lars([{"params": [weight, bias]}], lr=20.0, momentum=0.0, weight_decay=0.0)
     weight.grad, bias.grad = torch.full((1, 4), 5.0), torch.ones(4)
     optimizer.step()
-    torch.testing.assert_close(weight.detach(), torch.full((1, 4), 3 - 2 * 0.01 * 3 / 5 * 5))
-    torch.testing.assert_close(bias.detach(), torch.full((4,), -2.0))
+    torch.testing.assert_close(weight.detach(), torch.full((1, 4), 3 - 20 * 1e-3 * 3 / 5 * 5))
+    torch.testing.assert_close(bias.detach(), torch.full((4,), -20.0))
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -18,7 +18,7 @@ from relusym.errors import UserError
 # The channels that are added. `silent`: zero on every image, though they are read; `unread`: not zero, but read by
 # nothing; `duplicated`: copies of some channels, the weights that read them divided at random; `split`: of all.
 EDITS = "silent", "unread", "duplicated", "split"
-SHARE = 0.25  # of a group's channels are added, except by `split`
+SHARE = 0.25  # of a group's channels are added, at least two, drawn without replacement; by `split`, all
 SAME = 1e-4  # two channels are duplicates if their weights differ by less, relative to their norm
 SIZES = {
     nn.Conv2d: ("out_channels", "in_channels"),
@@ -28,19 +28,16 @@ SIZES = {
 
 
 @torch.no_grad()
-def redundant(
-    net: nn.Module, groups: list[ChannelGroup], edit: str, generator: torch.Generator, share: float = SHARE
-) -> nn.Module:
+def redundant(net: nn.Module, groups: list[ChannelGroup], edit: str, generator: torch.Generator) -> nn.Module:
     """A net with the same function and more channels: the original ones, then those added by an edit of `EDITS`.
 
     Args:
         net: with act(0) = 0 if `silent`; without batch norm unless `split` or `duplicated`.
         groups: its channel groups.
-        share: of a group's channels that is added, at least two, drawn without replacement; all if `split`.
     """
     chosen = {}
     for group in groups:
-        count = group.size if edit == "split" else max(2, round(share * group.size))
+        count = group.size if edit == "split" else max(2, round(SHARE * group.size))
         chosen[group.name] = torch.randperm(group.size, generator=generator)[:count]
     wide = reindexed(net, groups, {g.name: torch.cat([torch.arange(g.size), chosen[g.name]]) for g in groups})
     for group in groups if edit in ("silent", "unread") else ():
@@ -98,9 +95,7 @@ def reduced(
 @torch.no_grad()
 def reindexed(net: nn.Module, groups: list[ChannelGroup], indices: dict[str, Tensor]) -> nn.Module:
     """A copy of the net where channel i of a group has the weights of channel `indices[name][i]`, int64 (C′,).
-
-    Raises:
-        UserError: a group has channels in a layer other than convolutions (of groups 1), batch norms and linear layers.
+    UserError if a group has channels in a layer other than convolutions (of groups 1), batch norms and linear layers.
     """
     net = deepcopy(net)
     for group in groups:
@@ -138,10 +133,7 @@ def _slices(net: nn.Module, group: ChannelGroup, dim: int) -> Iterator[Tensor]:
 def towers(first: nn.Module, second: nn.Module, groups: list[ChannelGroup]) -> nn.Module:
     """Two nets of one architecture side by side in a net of twice the channels, which returns the mean of their logits.
 
-    Its weights are block-diagonal.
-
-    Args:
-        groups: the first net's.
+    Its weights are block-diagonal. `groups`: the first net's.
     """
     both = reindexed(first, groups, {group.name: torch.arange(group.size).repeat(2) for group in groups})
     dims: dict[str, set[int]] = {}

@@ -20,6 +20,7 @@ from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES, Symmetry
 
 SIZE = 32
+NOISE, CLUTTER = 0.2, 3  # the standard deviation of the pixels' noise; how many discs lie behind a shape
 CHUNK = 1000  # images drawn and rendered at once, for memory
 
 # Kinds next to each other (0 and 1, 2 and 3, …) share their colours, so that only the shape tells them apart.
@@ -44,36 +45,22 @@ INK = torch.tensor([[0.3, 0.3, 0.3], [0.7, 0.7, 0.7], [0.3, 0.6, 0.6], [0.6, 0.3
 
 @dataclass(frozen=True)
 class Scenes:
-    """Everything that is random about N images.
+    """Everything that is random about N images."""
 
-    Attributes:
-        template: (N,) int64, which of `TEMPLATES` is shown.
-        place: (N, 1 + clutter, 4) of the shape and each piece of clutter: centre x and y in -1..1, size, angle
-            (radians).
-        colour, ground: (N, 1 + clutter, 3) of these, and (N, 3, 4, 4) of a coarse background, about 0..1.
-        noise: (N, 3, 32, 32), added to the image.
-        power: (N,) int64, of the symmetry's generator, which moves the image; uniform and independent of all else.
-    """
-
-    template: Tensor
+    template: Tensor  # (N,) int64, which of `TEMPLATES` is shown
+    # (N, 1 + CLUTTER, 4) of the shape and each piece of clutter: centre x and y in -1..1, size, angle (radians)
     place: Tensor
-    colour: Tensor
-    ground: Tensor
-    noise: Tensor
-    power: Tensor
+    colour: Tensor  # (N, 1 + CLUTTER, 3) of these, about 0..1
+    ground: Tensor  # (N, 3, 4, 4) of a coarse background, about 0..1
+    noise: Tensor  # (N, 3, 32, 32), added to the image
+    power: Tensor  # (N,) int64, of the symmetry's generator, which moves the image; uniform and independent
 
 
 _CELLS = torch.tensor([[[c == "#" for c in row] for row in shape.split()] for shape in SHAPES.values()])
 TEMPLATES = _CELLS.float().repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]  # (10, 1, 32, 32)
 
 
-def draw(
-    labels: Tensor,
-    random: torch.Generator,
-    symmetry: Symmetry | None = HORIZONTAL_FLIP,
-    noise: float = 0.2,
-    clutter: int = 3,
-) -> Scenes:
+def draw(labels: Tensor, random: torch.Generator, symmetry: Symmetry | None) -> Scenes:
     """Draw the random factors of one image for each label, (N,) int64 in 0..9; without a symmetry no image is moved."""
     count, pair = len(labels), labels // 2
 
@@ -83,20 +70,20 @@ def draw(
     def normal(std: float, *shape: int) -> Tensor:
         return torch.randn((count, *shape), generator=random) * std
 
-    size = torch.cat([uniform(0.65, 0.9, 1), uniform(0.1, 0.25, clutter)], 1)
-    centre = torch.cat([uniform(-0.2, 0.2, 1, 2), uniform(-1, 1, clutter, 2)], 1)
-    angle = torch.cat([normal(0.12, 1), uniform(-math.pi, math.pi, clutter)], 1)
+    size = torch.cat([uniform(0.65, 0.9, 1), uniform(0.1, 0.25, CLUTTER)], 1)
+    centre = torch.cat([uniform(-0.2, 0.2, 1, 2), uniform(-1, 1, CLUTTER, 2)], 1)
+    angle = torch.cat([normal(0.12, 1), uniform(-math.pi, math.pi, CLUTTER)], 1)
     return Scenes(
         template=labels,
         place=torch.cat([centre, size[..., None], angle[..., None]], 2),
-        colour=torch.cat([INK[pair][:, None] + normal(0.1, 1, 3), uniform(0, 1, clutter, 3)], 1),
+        colour=torch.cat([INK[pair][:, None] + normal(0.1, 1, 3), uniform(0, 1, CLUTTER, 3)], 1),
         ground=GROUND[pair][..., None, None] + normal(0.1, 3, 1, 1) + normal(0.08, 3, 4, 4),
-        noise=normal(noise, 3, SIZE, SIZE),
+        noise=normal(NOISE, 3, SIZE, SIZE),
         power=random_powers(uniform(0, 1), symmetry.order if symmetry else 1),
     )
 
 
-def render(scenes: Scenes, symmetry: Symmetry | None = HORIZONTAL_FLIP) -> Tensor:
+def render(scenes: Scenes, symmetry: Symmetry | None) -> Tensor:
     """The images of `scenes`, which were drawn for this symmetry, uint8 (N, 32, 32, 3)."""
     image = interpolate(scenes.ground, SIZE, mode="bilinear", align_corners=True)
     for piece in reversed(range(scenes.place.shape[1])):  # the shape lies on top of the clutter
@@ -134,9 +121,9 @@ def prepare(
     train_images: int,
     test_images: int,
     seed: int,
+    invariant_to: str | None,
     workers: int,
     key: str,
-    invariant_to: str | None = HORIZONTAL_FLIP.name,
 ) -> None:
     """Write generated images; see `generate`."""
     symmetry = SYMMETRIES[invariant_to] if invariant_to else None

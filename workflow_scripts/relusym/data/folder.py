@@ -40,25 +40,16 @@ def prepare_torchvision(to: Path, *, root: str, download: bool, workers: int, ke
     UserError if it is missing or damaged and can't be downloaded.
     """
     from torchvision.datasets import CIFAR10 as Official  # here, since it doubles the start-up of every job
-    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
-    to_download = Path(root).expanduser()
-    folder = to_download / Official.base_folder
-    files = [*Official.train_list, *Official.test_list, (Official.meta["filename"], Official.meta["md5"])]
     try:
-        if not all(check_integrity(str(folder / name), md5) for name, md5 in files):
-            if not download:
-                raise FileNotFoundError("its files are missing or damaged")
-            download_and_extract_archive(
-                Official.url, to_download, filename=Official.filename, md5=Official.tgz_md5
-            )
+        Official(root, train=False, download=download)
     except (RuntimeError, OSError, EOFError) as error:
         raise UserError(
             f"CIFAR10 isn't available in {root} ({error}): set {key}.root to a folder that has it; or set "
             f"{key}.source to binary or python, and {key}.root to the official archive; or {key}.source "
             f"to folder, and {key}.root to a tree of images"
         ) from error
-    _save_official(to, folder, "python")
+    _save_official(to, Path(root).expanduser() / Official.base_folder, "python")
 
 
 def prepare_official(source: str, to: Path, *, root: str, workers: int, key: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from relusym.data import image_set
 from relusym.data.augmentation import Augmented, Normalise, normalise, shuffled
@@ -28,11 +29,6 @@ Record = dict[str, Any]
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 PATH = "features.conv1.weight"  # the filters whose path is recorded: few enough to store at every step
-
-
-def weights(net: nn.Module) -> Tensor:
-    """All weights and biases of a net, concatenated, (parameters,)."""
-    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
 def batches(
@@ -66,10 +62,12 @@ def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torc
     optimizers = [Sgd([{"params": [*each.parameters()]}], *sgd) for each in nets]
     result: Record = {"loss": [], "flipped_batches": [], "same_batches": [], "paths": [[], []]}
 
+    @torch.no_grad()
     def compare() -> None:
-        flipped = weights(HORIZONTAL_FLIP.transform(net))
-        result["flipped_batches"].append(largest_difference(flipped, weights(nets[1])))
-        result["same_batches"].append(largest_difference(flipped, weights(nets[2])))
+        flipped, *others = (parameters_to_vector(each.parameters())
+                            for each in (HORIZONTAL_FLIP.transform(net), *nets[1:]))  # fmt: skip
+        for key, weights in zip(("flipped_batches", "same_batches"), others, strict=True):
+            result[key].append(largest_difference(flipped, weights))
         for path, each in zip(result["paths"], nets, strict=False):
             path.append(each.get_parameter(PATH).detach().double().cpu().numpy().copy())
 

@@ -3,7 +3,6 @@
 import platform
 import resource
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from relusym import checkpoint, nets
 from relusym.data import augmentation, digest, image_set
 from relusym.data.image_set import ImageSet
 from relusym.errors import UserError
+from relusym.evaluation.images import normalisation
 from relusym.records.files import load_record
 from relusym.records.fingerprint import non_default
 from relusym.symmetry import SYMMETRIES
@@ -60,8 +60,7 @@ def _sized(images: ImageSet, size: int | None) -> ImageSet:
 def normalise_of(settings: Record) -> augmentation.Normalise:
     """The normalisation of pixels: by the mean and std of `normalisation`, by default those of the data set."""
     if numbers := settings.get("normalisation"):
-        mean, std = (tuple(255 * value for value in numbers[key]) for key in ("mean", "std"))
-        return partial(augmentation.normalise, mean=mean, std=std)
+        return normalisation(numbers["mean"], numbers["std"])
     return augmentation.normalise_imagenet if settings["dataset"] == "imagenet" else augmentation.normalise
 
 

@@ -89,26 +89,18 @@ class MergeJob:
 
     UserError is raised then if a checkpoint is damaged, isn't the one that its train record names, or was made with
     other settings, or if the images are damaged.
-
-    Attributes:
-        names: model and seed of each net: one, two, or several of one type.
-        settings: as `Settings.flip_merge`, `Settings.pair_merge` or `Settings.measurement` returns them.
-        checkpoints, trained: the files of the nets and of their train records.
-        data, label, in_use: the file of prepared images, their name in the record, and see `digest_in_use`.
-        batch_size: of images in a forward pass.
-        beside: the second output: a flip merge's filters, or the checkpoint of a net that a measurement makes.
     """
 
-    names: list[tuple[str, int]]
-    settings: Record
+    names: list[tuple[str, int]]  # model and seed of each net: one, two, or several of one type
+    settings: Record  # as `Settings.flip_merge`, `Settings.pair_merge` or `Settings.measurement` returns them
     checkpoints: list[Path]
-    trained: list[Path]
-    data: Path
-    label: str
-    batch_size: int
+    trained: list[Path]  # the nets' train records
+    data: Path  # the prepared images
+    label: str  # their name in the record
+    batch_size: int  # of images in a forward pass
     device: torch.device
-    in_use: tuple[str, str] | None = None
-    beside: Path | None = None
+    in_use: tuple[str, str] | None = None  # see `digest_in_use`
+    beside: Path | None = None  # a flip merge's filters, or the checkpoint of a net that a measurement makes
 
     @classmethod
     def of(cls, plain: Record) -> Self:

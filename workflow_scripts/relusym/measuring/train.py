@@ -1,6 +1,5 @@
 """Nets and their records, from images: by training, or from published weights."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,34 +37,23 @@ TEST_BATCH = 500
 
 @dataclass(frozen=True)
 class TrainJob:
-    """The inputs of a training.
+    """The inputs of a training."""
 
-    Attributes:
-        training_id, settings: the model, or an earlier stage of its training; as `Settings.train` returns them.
-        data, label, in_use: the file of prepared images, their name in the record, and see `digest_in_use`.
-        to: the checkpoint's path.
-        state: see `loop.train`; removed once the checkpoint is written.
-        save_every, workers: see `loop.train` and `ImageFiles`.
-        snapshots: epochs after which a copy of the net is stored, see `snapshot_path`; 0 is before the first.
-        folder: of image files to train on (ImageNet); None: the prepared images are used.
-        start, started: the net from the previous stage, and its train record.
-    """
-
-    training_id: str
+    training_id: str  # the model, or an earlier stage of its training
     seed: int
-    settings: Record
-    data: Path
-    label: str
-    to: Path
+    settings: Record  # as `Settings.train` returns them
+    data: Path  # the prepared images
+    label: str  # their name in the record
+    to: Path  # the checkpoint
     device: torch.device
-    in_use: tuple[str, str] | None = None
-    save_every: int = 1
-    workers: int = 0
-    snapshots: Sequence[int] = ()
-    folder: Path | None = None
-    start: Path | None = None
-    started: Path | None = None
-    state: Path | None = None
+    in_use: tuple[str, str] | None = None  # see `digest_in_use`
+    save_every: int = 1  # see `loop.train`
+    workers: int = 0  # see `ImageFiles`
+    snapshots: Sequence[int] = ()  # epochs after which a copy of the net is kept; 0: at the start
+    folder: Path | None = None  # of image files to train on (ImageNet); None: the prepared images are used
+    start: Path | None = None  # the net from the previous stage
+    started: Path | None = None  # its train record
+    state: Path | None = None  # see `loop.train`; removed once the checkpoint is written
 
     @classmethod
     def of(cls, plain: Record) -> Self:
@@ -208,7 +196,7 @@ def weights_record(job: TrainJob, weights: Path) -> Record:
 def run_process(plain: dict[str, Any], interrupted: Callable[[], bool]) -> dict[str, Any]:
     """`train_record` for a job of plain values."""
     job = TrainJob.of(plain)
-    return train_record(job, interrupted=interrupted, report=Reporter(job.name, sys.stdout))
+    return train_record(job, interrupted=interrupted, report=Reporter(job.name))
 
 
 if __name__ == "__main__":

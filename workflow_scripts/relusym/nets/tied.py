@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -33,9 +34,7 @@ class TiedNet(nn.Module):
         self.free = nn.ParameterDict()
         for name, parameter in named.items():
             numbers = orbits[name].to(parameter.device)
-            count, places = int(numbers.max()) + 1, torch.arange(numbers.numel(), device=numbers.device)
-            first = places.new_full((count,), numbers.numel())
-            first.scatter_reduce_(0, numbers.flatten(), places, "amin")
+            first = np.unique(numbers.cpu(), return_index=True)[1]  # the place of each orbit's first entry
             self.free[_key(name)] = nn.Parameter(parameter.detach().flatten()[first])
             self.register_buffer(f"orbits/{_key(name)}", numbers)
             parameter.requires_grad_(False)
@@ -51,10 +50,10 @@ class TiedNet(nn.Module):
         if not self.training:
             for name in self.buffered:
                 buffer, numbers = self.plain.get_buffer(name), self._orbits(name)
-                sums = buffer.new_zeros(int(numbers.max()) + 1).index_add_(
-                    0, numbers.flatten(), buffer.flatten()
+                means = torch.bincount(numbers.flatten(), buffer.flatten()) / torch.bincount(
+                    numbers.flatten()
                 )
-                tensors[name] = (sums / torch.bincount(numbers.flatten()))[numbers]
+                tensors[name] = means[numbers].to(buffer)
         return tensors
 
     def _orbits(self, name: str) -> Tensor:

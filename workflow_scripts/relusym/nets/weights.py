@@ -8,7 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
@@ -108,7 +108,7 @@ def _unreadable(path: Path, head: bytes, why: str = "") -> str:
     return f"{path} is truncated or no checkpoint{why}: replace it"
 
 
-def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
+def fetch(url: str, folder: Path) -> Path:
     """The file at `url`, downloaded into `folder` on first use.
 
     If the address ends with `#sha256=…`, the file must have that SHA-256. It is recorded beside the file (`.sha256`)
@@ -128,7 +128,7 @@ def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
             f"{url[:60]}…: the address has more than {LONGEST} characters, or a part of it more than {LONGEST_PART}"
         )
     path = folder.joinpath(*parts)
-    if _is_as_recorded(path, log) and pinned in (None, sha256(path)):
+    if _is_as_recorded(path) and pinned in (None, sha256(path)):
         return path
     download(address, path)
     known = pinned or _recorded(path)
@@ -174,7 +174,7 @@ def _unavailable(url: str, error: Exception) -> UnavailableError:
     return UnavailableError(f"{url} can't be downloaded ({reason}): try again, or set its `weights.file`")
 
 
-def from_torchvision(name: str, folder: Path, log: Callable[[str], None] = print) -> tuple[State, Path]:
+def from_torchvision(name: str, folder: Path) -> tuple[State, Path]:
     """torchvision's ResNet50 weights by their name in its enum, read by its loader, and their file.
 
     UnavailableError if they can't be downloaded; UserError if torchvision has no such weights, or the download has
@@ -187,7 +187,7 @@ def from_torchvision(name: str, folder: Path, log: Callable[[str], None] = print
     except (KeyError, ValueError) as error:
         raise UserError(f"torchvision has no ResNet50 weights {name!r}") from error
     path = folder / Path(weights.url).name
-    if not _is_as_recorded(path, log):
+    if not _is_as_recorded(path):
         path.unlink(missing_ok=True)
     try:
         state = weights.get_state_dict(
@@ -223,12 +223,12 @@ def _record(path: Path) -> None:
     write_text(_note(path), f"{sha256(path)}\n")
 
 
-def _is_as_recorded(path: Path, log: Callable[[str], None]) -> bool:
+def _is_as_recorded(path: Path) -> bool:
     if not path.exists() or (recorded := _recorded(path)) is None:
         return False
     if sha256(path) == recorded:
         return True
-    log(f"{path} is not what it was when first used (truncated or changed): it is fetched again")
+    print(f"{path} is not what it was when first used (truncated or changed): it is fetched again")
     return False
 
 
@@ -309,9 +309,7 @@ def _are_numbers(tensor: Tensor) -> bool:
     return not odd and bool(tensor.isfinite().all())
 
 
-def gather(
-    weights: dict[str, Any], network: dict[str, Any], folder: Path, log: Callable[[str], None] = print
-) -> tuple[State, dict[str, Any]]:
+def gather(weights: dict[str, Any], network: dict[str, Any], folder: Path) -> tuple[State, dict[str, Any]]:
     """A net's weights from the source in its config, and what records keep of them: `classes`, `files`, `dropped`.
 
     UnavailableError if they can't be downloaded; UserError if they aren't those of such a net.
@@ -323,12 +321,12 @@ def gather(
         folder: where downloads are kept.
     """
     if name := weights.get("torchvision"):
-        state, path = from_torchvision(name, folder, log)
+        state, path = from_torchvision(name, folder)
         files, paths = [(path.name, state)], [path]
     else:
         file = weights.get("file")
         some = [file] if isinstance(file, str) else file
-        paths = [*map(Path, some)] if some else [fetch(url, folder, log) for url in weights["urls"]]
+        paths = [*map(Path, some)] if some else [fetch(url, folder) for url in weights["urls"]]
         files = [(str(path), read_tensors(path)) for path in paths]
     state, dropped = to_torchvision(files, network, weights.get("layout", "auto"))
     files = dict(zip(distinct_names(paths), map(sha256, paths), strict=True))

@@ -1,7 +1,6 @@
 """The training of one net: resumable, in one process or several, the same bytes from the same seed."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from relusym.training.objectives import Objective
 from relusym.training.quick_steps import quick_steps
 from relusym.training.recipe import OBJECTIVES, Recipe
 
+TRUST = 1e-3  # of LARS
 CHECK_STEPS = 50  # steps between readings of the loss on a GPU, which make it wait
 REPORT_S = 2
 
@@ -66,10 +66,6 @@ class Lars(Sgd):
 
     _step_supports_amp_scaling = False
 
-    def __init__(self, groups, lr: float, momentum: float, weight_decay: float, trust: float = 1e-3):
-        super().__init__(groups, lr, momentum, weight_decay)
-        self.trust = trust
-
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
@@ -80,7 +76,7 @@ class Lars(Sgd):
                 if parameter.ndim > 1:
                     update = update.add(parameter, alpha=group["weight_decay"])
                     size, change = parameter.norm(), update.norm()
-                    scale = torch.where((size > 0) & (change > 0), self.trust * size / change, 1.0)
+                    scale = torch.where((size > 0) & (change > 0), TRUST * size / change, 1.0)
                     update = update * scale
                 if parameter not in self.momentum_buffers:
                     self.momentum_buffers[parameter] = torch.zeros_like(parameter)
@@ -186,7 +182,7 @@ class Reporter:
                 f"{self.name}: epoch {at.epoch:6.2f}/{at.epochs}  loss {at.loss:.3f}  accuracy {at.accuracy:.3f}  "
                 f"{at.images_per_second:6.0f} images/s  {minutes}:{seconds:02d} left"
             )
-            print(line, file=self.stream or sys.stdout, flush=True)
+            print(line, file=self.stream, flush=True)
 
 
 @dataclass
