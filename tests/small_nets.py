@@ -9,7 +9,7 @@ from relusym.channels.groups import permute, random_permutations
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.evaluation import images
-from relusym.merging.aligned import pair_statistics
+from relusym.merging.aligned import joint_statistics
 from relusym.merging.repair import reset_batch_norm
 from relusym.nets import build
 from relusym.nets.group_conv import RegularConv2d
@@ -74,7 +74,7 @@ def shuffled(net, groups, seed=5):
 
 def targets(first, second, images):
     """The average of two nets' statistics, by channel index, without matching."""
-    pairs = pair_statistics(first, second, images, channel_groups(first, images.shape))
+    pairs = joint_statistics([first, second], images, channel_groups(first, images.shape))
     return {point: has.towards(pairs.statistics[1][point]) for point, has in pairs.statistics[0].items()}
 
 

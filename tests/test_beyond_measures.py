@@ -59,7 +59,7 @@ def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_lo
             views = symmetry.powers(x) if symmetry else x[None]
             logits = torch.stack([net(view) for view in views]).mean(0)
             averaged = Averaged(net, symmetry) if symmetry else net
-            scores = evaluate(averaged, IMAGES, labels, MEASURED)[0]
+            scores = evaluate(averaged, IMAGES, labels, MEASURED).means()
             assert scores["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
             loss = float(nn.functional.cross_entropy(logits, labels))
             assert scores["loss"] == pytest.approx(loss, rel=1e-4)

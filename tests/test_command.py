@@ -25,6 +25,7 @@ from small_nets import smooth_images, vgg11
 from torch import nn
 
 from relusym import checkpoint, reporting
+from relusym.channels.tracing import trace
 from relusym.evaluation.images import normalisation
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import largest_difference
@@ -911,10 +912,12 @@ def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
     refusal(*bright("--images", "four", "--labels", "folder"), "labels up to 3, but the net has 3 classes")
 
 
-def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsys):
+def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsys, monkeypatch):
+    traces = []
+    monkeypatch.setattr("relusym.channels.traced.trace", lambda *net: traces.append(net) or trace(*net))
     on = "--images images --labels folder --mean 0 --std 1 --json"
     typed = f"merge small.py:plain random random {on} --out m.safetensors --permuted p.safetensors --curve 3"
-    assert main(typed.split()) == 0
+    assert main([*typed.split(), "--which", "repaired"]) == 0 and len(traces) == 2  # each net once
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["scores"]["loss"]["net_1"] != numbers["scores"]["loss"]["net_2"]
     assert set(numbers["baselines"]) == {"ensemble", "flips"} and len(numbers["curve"]["plain"]["loss"]) == 3

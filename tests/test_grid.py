@@ -38,6 +38,10 @@ LAYERS = {
     "conv same 2": lambda: nn.Conv2d(3, 4, 2, padding="same"),
     "conv same 3": lambda: nn.Conv2d(3, 4, 3, padding="same"), "max pool 2": lambda: nn.MaxPool2d(2),
     "max pool 3 2 1": lambda: nn.MaxPool2d(3, 2, 1),
+    "max pool function": lambda: Applied(lambda x: nn.functional.max_pool2d(x, 3, 2, 1)),
+    "max pool function by name": lambda: Applied(
+        lambda x: nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)),
+    "average pool function": lambda: Applied(lambda x: nn.functional.avg_pool2d(x, 3, padding=1, stride=2)),
     "max pool ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True), "average pool": lambda: nn.AvgPool2d(2),
     "power average pool": lambda: nn.LPPool2d(2, 3, 2), "power average pool, no stride": lambda: nn.LPPool2d(2, 2),
     "power average function": lambda: Applied(lambda x: nn.functional.lp_pool2d(x, 2, 2, ceil_mode=True)),
@@ -129,17 +133,6 @@ def test_only_the_mirrored_axis_counts():
     assert not grid(net, shape, HORIZONTAL_FLIP).symmetric and grid(net, shape, VERTICAL_FLIP).symmetric
     assert grid(net, (3, 9, 9), QUARTER_TURN).symmetric and not grid(net, (3, 10, 10), QUARTER_TURN).symmetric
     assert grid(net, shape, HORIZONTAL_FLIP).next_size == 11
-
-
-def test_functions_are_read_like_layers():
-    for size, symmetric in ((10, False), (11, True)):
-        for pool in (
-            nn.MaxPool2d(3, 2, 1),
-            lambda x: nn.functional.max_pool2d(x, 3, 2, 1),
-            lambda x: nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1),
-            lambda x: nn.functional.avg_pool2d(x, 3, padding=1, stride=2),
-        ):
-            assert grid(Applied(pool), (3, size, size), HORIZONTAL_FLIP).symmetric == symmetric
 
 
 def test_a_net_of_a_fixed_size_has_no_next_size():

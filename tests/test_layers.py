@@ -13,7 +13,7 @@ from relusym.data.augmentation import normalise
 from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.merging import partial
-from relusym.merging.aligned import pair_statistics
+from relusym.merging.aligned import joint_statistics
 from relusym.merging.layers import (
     ErrorShares,
     convs,
@@ -231,12 +231,12 @@ def test_partial_merges_with_shared_parts_equal_those_run_one_by_one(kind, same,
     nets = partial_nets(first, second, images)
     assert nets.apart
     labels = answers(first, test)
-    ends = [evaluate(net, test, labels, MEASURED)[0] for net in (first, second)]
+    ends = [evaluate(net, test, labels, MEASURED).means() for net in (first, second)]
     losses = set()
     for (way, number), chosen in nets.which():
-        means, _ = evaluate(nets.merged(chosen), test, labels, MEASURED)
+        means = evaluate(nets.merged(chosen), test, labels, MEASURED).means()
         for metric, means_of in MEASURED.items():
-            plain = means_of.absolute_barrier(*(end[metric] for end in ends), means[metric])
+            plain = means_of.absolute_barrier(sum(end[metric] for end in ends) / 2, means[metric])
             assert getattr(shared[number], way)[metric] == pytest.approx(plain, rel=1e-4, abs=1e-5)
         losses |= {round(means["loss"], 4)}
     assert len(losses) == 2 * len(nets.parts) - 1  # leaving out the last part equals the prefix
@@ -244,7 +244,7 @@ def test_partial_merges_with_shared_parts_equal_those_run_one_by_one(kind, same,
 
 def partial_nets(first, second, images):
     traced = TracedNet(first)
-    statistics = pair_statistics(traced, traced.copied(second), images, []).statistics
+    statistics = joint_statistics([traced, traced.copied(second)], images, []).statistics
     return partial.PartialMerges(traced, second, statistics, images)
 
 
@@ -256,10 +256,10 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
     merged = nets.merged({1})  # the part with the weight's first name
     mean = (first.first.weight + second.first.weight) / 2
     assert merged.second.weight is merged.first.weight and torch.allclose(merged.first.weight, mean)
-    plain, _ = evaluate(merged, IMAGES, answers(first, IMAGES), MEASURED)
+    plain = evaluate(merged, IMAGES, answers(first, IMAGES), MEASURED).means()
     kept = partial.Kept()
     partial_merges(first, second, IMAGES, IMAGES, answers(first, IMAGES), kept=kept)
-    alone, _ = evaluate(nets.merged({0, 1}), IMAGES, answers(first, IMAGES), MEASURED)
+    alone = evaluate(nets.merged({0, 1}), IMAGES, answers(first, IMAGES), MEASURED).means()
     assert kept["prefix", 1] == pytest.approx(alone, rel=1e-5)
     assert kept["prefix", 1]["loss"] != plain["loss"]
 

@@ -7,7 +7,7 @@ from small_nets import Images, answers, shuffled, smooth_images, vgg11
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.matching.match import Pair, match
-from relusym.merging.aligned import EPSILON, pair_statistics
+from relusym.merging.aligned import EPSILON, joint_statistics
 from relusym.merging.merge import merge
 
 
@@ -44,7 +44,7 @@ def plain_correlation(first, second, layer, pixels):
 @torch.no_grad()
 def test_single_pass_correlations_equal_one_pass_per_layer(images):
     first, second = vgg11(0), vgg11(1)
-    statistics = pair_statistics(first, second, Images(images.pixels, 70), channel_groups(first))
+    statistics = joint_statistics([first, second], Images(images.pixels, 70), channel_groups(first))
     assert list(statistics.correlations) == [f"conv{i}" for i in range(1, 9)]
     for layer, table in statistics.correlations.items():
         plain = plain_correlation(first, second, layer, images.pixels)
@@ -80,7 +80,7 @@ def test_activations_recover_a_planted_permutation_and_the_identity_merges_chann
     )
     assert by_activation.permutations == {name: p.argsort().tolist() for name, p in planted.items()}
     assert by_activation.accuracy["halfway"] == by_activation.accuracy["net_1"] == 1
-    correlations = pair_statistics(net, other, images, groups).correlations
+    correlations = joint_statistics([net, other], images, groups).correlations
     for name, permutation in unpermuted.permutations.items():
         assert permutation == list(range(len(permutation)))
         assert unpermuted.similarity[name] == pytest.approx(float(correlations[name].diag().mean()))
@@ -92,7 +92,7 @@ import resource, sys, torch
 from relusym.data.augmentation import normalise
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.evaluation.images import Images
-from relusym.merging.aligned import Lockstep, pair_statistics
+from relusym.merging.aligned import Lockstep, joint_statistics
 from relusym.nets import build
 
 torch.set_num_threads(1)
@@ -102,7 +102,7 @@ first, second = (build(net, 10).eval().to(memory_format=torch.channels_last) for
 images = Images(torch.randint(0, 256, (64, 224, 224, 3), dtype=torch.uint8), 64, normalise)
 groups = channel_groups(first, images.shape)
 if sys.argv[1] == "matching":
-    pair_statistics(first, second, images, groups)
+    joint_statistics([first, second], images, groups)
 else:
     for x in images.batches(torch.device("cpu")):
         Lockstep([TracedNet(first).module(), TracedNet(second).module()]).run([x, x], lambda node, outputs: None)

@@ -31,7 +31,7 @@ from relusym.channels.groups import Place, permute
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.channels.tracing import Handlers
 from relusym.errors import UserError
-from relusym.merging.aligned import pair_statistics
+from relusym.merging.aligned import joint_statistics
 from relusym.merging.identities import largest_difference
 from relusym.merging.merge import merge
 from relusym.merging.repair import reset_batch_norm
@@ -325,7 +325,7 @@ def test_a_planted_permutation_with_noise_is_recovered(structure):
     for parameter in other.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=1e-3 * float(parameter.abs().mean()))
     merged = merge(net, other, some, some, answers(net, some))
-    correlations = pair_statistics(net, net, some, groups).correlations
+    correlations = joint_statistics([net, net], some, groups).correlations
     alive = {
         name: table.diag() > 0.99 for name, table in correlations.items()
     }  # the other channels are uncorrelated

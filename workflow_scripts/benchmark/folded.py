@@ -20,13 +20,14 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmark.sides import by_turns, device_name
+from benchmark.sides import device_name
 from relusym.channels.traced import TracedNet
 from relusym.evaluation.invariance import relative_invariance_error
 from relusym.memory import keep_freed_memory
 from relusym.merging.exact_gcnn import exact_gcnn
 from relusym.merging.folded import Folded, folded, fused
 from relusym.nets.vgg import VGG11
+from relusym.reporting.exact import by_turns
 from relusym.symmetry import HORIZONTAL_FLIP
 
 LAYERS = {  # input and output channels, pixels, stride, number of such layers
@@ -54,7 +55,7 @@ def layer_times(reads: int, writes: int, pixels: int, stride: int, images: int) 
     x = channels_last(images, reads, pixels, pixels)
     columns = channels_last(images, 3 * reads // 2, pixels, (pixels - 1) // stride + 1)
     calls = (lambda: layer(x), lambda: fold(x), lambda: (fold.even(columns), fold.odd(columns)))
-    return [min(times) for times in by_turns(calls, 6)]
+    return [1000 * min(times) for times in by_turns(calls, 6)]
 
 
 def print_layers(images: int) -> None:
@@ -103,7 +104,7 @@ def print_net(name: str, fixed: float = 0.0, images: int = 100, rounds: int = 9)
     for statistic in (min, median):
         *others, exact = map(statistic, taken)
         ratios.append("; ".join(f"{other / exact:.2f}" for other in others))
-    least = [f"{min(times):.0f}" for times in taken]
+    least = [f"{1000 * min(times):.0f}" for times in taken]
     print(f"| {' | '.join([name, f'{fixed:g}', *least, *ratios])} | {error:.1e} |")
     if error > EXACT:
         sys.exit(f"the folded net isn't exact: {error}")

@@ -25,7 +25,7 @@ from relusym.channels.traced import TracedNet
 from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.memory import keep_freed_memory
-from relusym.merging.aligned import pair_statistics
+from relusym.merging.aligned import joint_statistics
 from relusym.merging.partial import PartialMerges, Which, partial_merges
 from relusym.nets.vgg import VGG11
 
@@ -37,16 +37,9 @@ B0 = (  # expansion, kernel, stride, channels in and out, blocks
 AGREE = 1e-3  # the largest difference between the two ways' losses that counts as rounding
 
 
-class Unsqueezed(nn.Identity):
-    """An identity in place of squeeze and excitation."""
-
-    def __init__(self, *channels: int, **options: object):
-        super().__init__()
-
-
 def efficientnet_lite0() -> nn.Module:
     """EfficientNet-Lite0: the blocks of B0 without squeeze and excitation, with ReLU6."""
-    block = partial(efficientnet.MBConv, se_layer=Unsqueezed)
+    block = partial(efficientnet.MBConv, se_layer=lambda *channels, **options: nn.Identity())
     net = efficientnet.EfficientNet([efficientnet.MBConvConfig(*config, block=block) for config in B0], 0.2)
     for module in list(net.modules()):
         for name, child in module.named_children():
@@ -81,16 +74,17 @@ def plain(name: str, count: int, sampled: int, size: int) -> tuple[float, dict[W
     first, second = (build(name, size, seed) for seed in (0, 1))
     some, started = images(count, size), time.process_time()
     traced = TracedNet(first, some.shape)
-    statistics = pair_statistics(traced, traced.copied(second), some, []).statistics
+    statistics = joint_statistics([traced, traced.copied(second)], some, []).statistics
     nets = PartialMerges(traced, second, statistics, some)
-    end, labels = evaluate(first, some, None, MEASURED)
-    ends = [means["loss"] for means in (end, evaluate(second, some, labels, MEASURED)[0])]
+    end = evaluate(first, some, None, MEASURED)
+    labels = end.labels
+    mean = sum(each.means()["loss"] for each in (end, evaluate(second, some, labels, MEASURED))) / 2
     shared, every, barriers = time.process_time() - started, list(nets.which()), {}
     started = time.process_time()
     for place in torch.linspace(0, len(every) - 1, sampled).round().int():
         which, parts = every[place]
-        loss = evaluate(nets.merged(parts), some, labels, MEASURED)[0]["loss"]
-        barriers[which] = MEASURED["loss"].absolute_barrier(*ends, loss)
+        loss = evaluate(nets.merged(parts), some, labels, MEASURED).means()["loss"]
+        barriers[which] = MEASURED["loss"].absolute_barrier(mean, loss)
     return shared + (time.process_time() - started) * len(every) / sampled, barriers
 
 

@@ -9,7 +9,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -73,17 +73,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
         a @ b
         seconds.append(clock(device) - started)
     return 2 * side**3 / statistics.median(seconds)
-
-
-def by_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Milliseconds of CPU time that each call took in each round, after a warm-up round."""
-    taken: list[list[float]] = [[] for _ in calls]
-    for _ in range(1 + rounds):
-        for call, times in zip(calls, taken, strict=True):
-            started = time.process_time()
-            call()
-            times.append(1000 * (time.process_time() - started))
-    return [times[1:] for times in taken]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from itertools import product
 
 import torch
 
-from benchmark.sides import by_turns, device_name
+from benchmark.sides import device_name
 from relusym.memory import keep_freed_memory
 from relusym.nets.vgg import VGG11
+from relusym.reporting.exact import by_turns
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training.loop import make_optimizer
 from relusym.training.objectives import Supervised
@@ -60,6 +61,7 @@ if __name__ == "__main__":
     for (width, images), kind in product(SIZES, TYPES):
         steps = [step_of(width, images, quick, **TYPES[kind]) for quick in (False, True)]
         # a long step needs fewer repeats
-        plain, quick = map(min, by_turns(steps, repeats if images < 500 else max(1, repeats // 5)))
+        taken = by_turns(steps, repeats if images < 500 else max(1, repeats // 5))
+        plain, quick = (1000 * min(times) for times in taken)
         row = f"| {kind} | {width} | {images} | {plain:.1f} | {quick:.1f} | {plain / quick:.2f} |"
         print(row, flush=True)

@@ -83,13 +83,13 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
 
 def measure(job: declaration.Job) -> dict[str, Any]:
     """Merge the net by each matching, with redundant channels added and removed, and made invariant by two towers.
-    Raises: UserError: an edit that should preserve the net's function changed it."""
+    UserError if an edit that should preserve the net's function changed it."""
     import torch
 
     from relusym.channels.redundancy import reduced, redundant, towers
     from relusym.channels.traced import as_traced
     from relusym.evaluation.invariance import Averaged, Ensemble, invariance_error
-    from relusym.merging.aligned import pair_statistics
+    from relusym.merging.aligned import joint_statistics
     from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
     from relusym.merging.merge import flip_merge
     from relusym.randomness import generator, stream
@@ -110,7 +110,7 @@ def measure(job: declaration.Job) -> dict[str, Any]:
         if name in ("activation", *LARGER_GROUP.values()):
             matching = name
         elif name == "pruned":  # channels that are dead on these images, which include `x`
-            deviations = pair_statistics(plain, plain, job.images, groups).deviations
+            deviations = joint_statistics([plain, plain], job.images, groups).deviations
             silent = {group: both[0] == 0 for group, both in deviations.items()}
             net, gone = reduced(plain, groups, silent)
             net = same(net, plain)

@@ -89,7 +89,7 @@ def measure(job: declaration.Job) -> dict[str, Any]:
     from relusym.merging.merge import barrier, corrected
 
     traced = [as_traced(net, job.images.shape) for net in job.plain]
-    measured = joint_statistics(traced, job.images, traced[0].groups)
+    measured = joint_statistics(traced, job.images, traced[0].groups, all_with_all=True)
     accuracies = [accuracy_of(net, job.test, job.labels) for net in job.plain]
     merged, similarity = {}, {}
     for count in job.settings["counts"]:

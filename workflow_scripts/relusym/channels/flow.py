@@ -20,7 +20,8 @@ ENTRYWISE: set[Handler] = set()
 
 
 class Flow(fx.Interpreter):
-    """A net's graph with the labels of every node's output.
+    """A net's graph with the labels of every node's output. UserError names an operation whose effect is unknown and
+    whose operands can't be fixed.
 
     Attributes:
         relations: which channels are joined.
@@ -29,9 +30,6 @@ class Flow(fx.Interpreter):
         fixed: operation whose effect is unknown, so that the channels that it reads and writes are fixed → why.
         writers: node of a layer that writes channels → their labels.
         result: the net's output on the image.
-
-    Raises:
-        UserError: an operation (named) whose effect is unknown and whose operands can't be fixed.
     """
 
     what = "channels"
@@ -302,10 +300,8 @@ class Call:
         return Labels(shape, ids)
 
     def constant(self, values: Tensor, varies: Sequence[int] = ()) -> Labels:
-        """The labels of a tensor that doesn't depend on the image: a single one if all its entries are equal.
-
-        Args:
-            varies: the dimensions along which the labels that it meets vary.
+        """The labels of a tensor that doesn't depend on the image: a single one if all its entries are equal. `varies`:
+        the dimensions along which the labels that it meets vary.
         """
         if values.numel() and alike(values):
             return Labels.alike(self.relations.constant(float(values.flatten()[0])), values.shape)

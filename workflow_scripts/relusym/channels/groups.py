@@ -18,6 +18,8 @@ from relusym.channels.labels import FIXED, Labels
 from relusym.channels.tracing import function_name, layer_of
 from relusym.errors import UserError
 
+DRAWS = 12  # of permutations; the draw that moves most channels is checked
+
 
 @dataclass(frozen=True)
 class Place:
@@ -56,7 +58,6 @@ class ChannelGroup:
         places: every place in the state dict that is indexed by these channels.
         node: the graph node whose output is compared when channels are matched: the group's last activation; empty if
             no output has them, as for parameters with one entry per head.
-        nodes: every graph node whose output has exactly these channels along dimension 1, one entry each.
         outputs: every place of these channels in the outputs of graph nodes.
         heads: number of heads; 1: any permutation is allowed.
         tied: a number shared by groups whose heads are permuted alike, such as queries and keys, and values.
@@ -66,7 +67,6 @@ class ChannelGroup:
     size: int
     places: tuple[Place, ...]
     node: str
-    nodes: tuple[str, ...] = ()
     outputs: tuple[Place, ...] = ()
     heads: int = 1
     tied: int | None = None
@@ -234,14 +234,7 @@ def groups_of(flow: Flow) -> list[ChannelGroup]:
         names[name] += 1
         name += f"#{names[name]}" if names[name] > 1 else ""
         groups[key] = ChannelGroup(
-            name,
-            size,
-            tuple(places[number]),
-            node.name if node else "",
-            tuple(n.name for n, p in where.items() if (p.dim, p.block, p.entries) == (1, 1, None)),
-            tuple(where.values()),
-            heads,
-            tied,
+            name, size, tuple(places[number]), node.name if node else "", tuple(where.values()), heads, tied
         )
     return [groups[key] for key in sorted(groups)]
 
@@ -282,11 +275,9 @@ def permute(
 ) -> dict[str, Tensor]:
     """The state dict with its channels reordered: channel i of a group is the former channel `permutation[i]`.
 
-    W₁ ↦ P₁W₁, Wⱼ ↦ PⱼWⱼPⱼ₋₁ᵀ, W_L ↦ W_LP_L₋₁ᵀ (section 3), which leaves the net's function unchanged.
-
-    Raises:
-        UserError: a group's permutation is missing, or isn't a bijection that keeps heads whole; the state dict is
-            that of another net, or of a parametrized net whose weights haven't been computed.
+    W₁ ↦ P₁W₁, Wⱼ ↦ PⱼWⱼPⱼ₋₁ᵀ, W_L ↦ W_LP_L₋₁ᵀ (section 3), which leaves the net's function unchanged. UserError if a
+    group's permutation is missing, or isn't a bijection that keeps heads whole; or if the state dict is that of another
+    net, or of a parametrized net whose weights haven't been computed.
     """
     permuted = copy(state)  # keeps the versions of layers in the state dict's `_metadata`
     orders: dict[int | None, Tensor] = {}
@@ -344,6 +335,14 @@ def rescale(
     return scaled
 
 
+def units(groups: list[ChannelGroup]) -> list[list[ChannelGroup]]:
+    """The groups that are permuted at once: a single one, or all whose heads are tied."""
+    tied: dict[str | int, list[ChannelGroup]] = defaultdict(list)
+    for group in groups:
+        tied[group.name if group.tied is None else group.tied].append(group)
+    return list(tied.values())
+
+
 def head_order(permutation: Tensor, heads: int) -> Tensor:
     """The former head of each channel, int64 (heads, C / heads)."""
     rows = permutation.reshape(heads, -1)
@@ -362,6 +361,17 @@ def random_permutations(groups: list[ChannelGroup], generator: torch.Generator) 
         count = group.size // group.heads
         within = torch.stack([torch.randperm(count, generator=generator) for _ in range(group.heads)])
         permutations[group.name] = (orders[group.tied][:, None] * count + within).flatten()
+    return permutations
+
+
+def moving(groups: list[ChannelGroup]) -> dict[str, Tensor]:
+    """Of `DRAWS` random permutations, those that leave the fewest channels at their places."""
+    draw, permutations = torch.Generator().manual_seed(5), {}
+    for unit in units(groups):
+        drawn = [random_permutations(unit, draw) for _ in range(DRAWS)]
+        permutations |= min(
+            drawn, key=lambda ps: sum(int((p == torch.arange(len(p))).sum()) for p in ps.values())
+        )
     return permutations
 
 

@@ -99,16 +99,12 @@ def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int)
     return Labels.along(call.along(x, dim), dim % len(call.shape), call.shape)
 
 
-@handler(*CONVS, *TRANSPOSED)
-def conv(call: Call, x: Any) -> Labels:
-    layer = call.layer
-    return convolved(call, x, "weight", "bias", layer.groups, layer.transposed, 1 - layer.weight.ndim)
-
-
-@handler(*(name + size for name in ("conv", "conv_transpose") for size in SIZES))
-def conv_function(
-    call: Call, input: Any, weight: Any, bias: Any = None, *rest: Any, groups: int = 1, **options: Any
+@handler(*CONVS, *TRANSPOSED, *(name + size for name in ("conv", "conv_transpose") for size in SIZES))
+def conv(
+    call: Call, input: Any, weight: Any = None, bias: Any = None, *rest: Any, groups: int = 1, **options: Any
 ) -> Labels:
+    if layer := call.layer:
+        return convolved(call, input, "weight", "bias", layer.groups, layer.transposed, 1 - layer.weight.ndim)
     groups = rest[3] if len(rest) > 3 else groups  # fourth for conv and conv_transpose alike
     transposed = "transpose" in function_name(call.node)
     return convolved(call, input, weight, bias, groups, transposed, 1 - len(weight.shape))
@@ -123,14 +119,9 @@ def deformed(call: Call, input: Labels, weight: Any, offset: Any, mask: Any, bia
     return convolved(call, input, weight, bias, input.shape[1] // weight.shape[1], False, -3)
 
 
-@handler(nn.Linear)
-def linear(call: Call, x: Any) -> Labels:
-    return convolved(call, x, "weight", "bias", 1, False, -1)
-
-
-@handler("linear")
-def linear_function(call: Call, input: Any, weight: Any, bias: Any = None) -> Labels:
-    return convolved(call, input, weight, bias, 1, False, -1)
+@handler(nn.Linear, "linear")
+def linear(call: Call, input: Any, weight: Any = "weight", bias: Any = None) -> Labels:
+    return convolved(call, input, weight, bias if call.layer is None else "bias", 1, False, -1)
 
 
 # ---- norms
@@ -177,11 +168,19 @@ def prelu(call: Call, x: Labels, weight: Any = "weight") -> Labels:
     return Labels.along(labels, 1, call.shape)
 
 
-@both("layer_norm", "rms_norm")
-def layer_norm_function(
-    call: Call, input: Labels, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 0
+@both(nn.LayerNorm, nn.RMSNorm, "layer_norm", "rms_norm")
+def layer_norm(
+    call: Call,
+    input: Labels,
+    normalized_shape: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 0,
 ) -> Labels:
     """A norm over the last dimensions, with a weight for each of their entries."""
+    if layer := call.layer:
+        normalized_shape = layer.normalized_shape
+        weight, bias = (key if getattr(layer, key, None) is not None else None for key in ("weight", "bias"))
     call.mix(input, list(range(input.ids.ndim - len(normalized_shape), input.ids.ndim)))
     if isinstance(bias, float):  # rms_norm's eps, since it has no bias
         bias = None
@@ -197,17 +196,13 @@ def layer_norm_function(
     return Labels(call.shape, ids)
 
 
-@both(nn.LayerNorm, nn.RMSNorm)
-def layer_norm(call: Call, x: Labels) -> Labels:
-    names = [key if getattr(call.layer, key, None) is not None else None for key in ("weight", "bias")]
-    return layer_norm_function(call, x, call.layer.normalized_shape, *names)
-
-
-@handler("group_norm")
-def group_norm_function(
-    call: Call, input: Labels, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 0
+@handler(nn.GroupNorm, "group_norm")
+def group_norm(
+    call: Call, input: Labels, num_groups: int = 1, weight: Any = None, bias: Any = None, eps: float = 0
 ) -> Labels:
     """The norm's groups are permuted whole, and channels within each group."""
+    if call.layer:
+        num_groups, weight, bias = call.layer.num_groups, "weight", "bias"
     labels = call.along(input, 1)
     if num_groups > 1:
         call.relations.nest(labels.reshape(num_groups, -1), [1], call.node.name)
@@ -216,11 +211,6 @@ def group_norm_function(
     for weights in (weight, bias):
         call.index(weights, 0, labels)
     return Labels.along(no_constants(labels), 1, call.shape)
-
-
-@handler(nn.GroupNorm)
-def group_norm(call: Call, x: Labels) -> Labels:
-    return group_norm_function(call, x, call.layer.num_groups, "weight", "bias")
 
 
 # ---- sums, means and the like
@@ -544,11 +534,6 @@ def patch_merging(call: Call, x: Labels) -> Labels:
 )
 @both(*NAMES["same"])
 def kept(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
-    return x
-
-
-@both("type_as")
-def typed(call: Call, x: Any, other: Any) -> Any:
     return x
 
 

@@ -177,9 +177,7 @@ class UnionFind:
 
     def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
         """Keep channels along these dimensions together as heads, which are permuted whole, with channels within each.
-
-        Args:
-            heads: the heads' labels, with size 1 along `dims`; None: new labels, the same for the same channels.
+        `heads`: the heads' labels, with size 1 along `dims`; None: new labels, the same for the same channels.
         """
         if heads is not None:
             ids = torch.broadcast_tensors(ids, heads)[0]

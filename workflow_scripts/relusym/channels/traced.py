@@ -17,9 +17,9 @@ from relusym.channels.groups import (
     ChannelGroup,
     groups_of,
     has_batch_norm,
+    moving,
     order_of,
     permute,
-    random_permutations,
     rescale,
 )
 from relusym.channels.handlers import CONVS, TRANSPOSED
@@ -40,7 +40,6 @@ from relusym.errors import UserError
 from relusym.evaluation.logits import evaluating, logits_of
 
 LIMIT = 1e-10  # relative difference in float64: correct nets are within 1e-14, wrong ones at 1e-3 or more
-DRAWS = 12  # of permutations; the draw that moves most channels is checked
 FLOATS = {torch.float16, torch.bfloat16, torch.float32}
 CREATED = {"zeros", "ones", "empty", "eye", "linspace"}
 CASTS = {"float", "half", "bfloat16"}
@@ -51,23 +50,18 @@ class Planted:
     """A copy of a net in float64 with values at which errors show, which those of a fresh net often hide.
 
     Every floating-point tensor of the state dict is drawn; everything else stays as it is.
-
-    Attributes:
-        net: the copy.
-        graph: the graph with the copy's layers.
-        constants: the constants that the graph reads.
-        x, logits: two images, and the copy's logits on them.
     """
 
     net: nn.Module
-    graph: fx.GraphModule
-    constants: dict[str, Tensor]
-    x: Tensor
-    logits: Tensor
+    graph: fx.GraphModule  # with the copy's layers
+    constants: dict[str, Tensor]  # that the graph reads
+    x: Tensor  # two images
+    logits: Tensor  # the copy's on these
 
 
 class TracedNet:
-    """A net, its graph, and what the graph shows about channels and pixels, each computed once.
+    """A net, its graph, and what the graph shows about channels and pixels, each computed once. UserError if the net
+    can't be run on such images, or its graph can't be read.
 
     Args:
         net: isn't changed; `DataParallel`, `DistributedDataParallel` and compiled nets are unwrapped, and weights
@@ -79,9 +73,6 @@ class TracedNet:
         net: the net as it was traced: unwrapped, with its weights computed.
         graph: of the operations that the net calls; `module` returns it with layers.
         constants: the tensors that the graph reads other than parameters and buffers, by name.
-
-    Raises:
-        UserError: the net can't be run on such images, or its graph can't be read.
     """
 
     def __init__(
@@ -100,11 +91,9 @@ class TracedNet:
         self.known: dict[Any, Any] = {}  # what other modules have computed for this net
 
     def module(self, net: nn.Module | None = None, inside: bool = False) -> fx.GraphModule:
-        """The graph with this net's layers, or with those of a copy of it; they are shared, not copied.
-
-        Args:
-            inside: before each attention layer that is one node, include a node for its queries, keys and values, by
-                which channels are matched.
+        """The graph with this net's layers, or with those of a copy of it; they are shared, not copied. `inside`:
+        before each attention layer that is one node, include a node for its queries, keys and values, by which channels
+        are matched.
         """
         graph = deepcopy(self.graph)
         for node in () if inside else reversed(list(graph.nodes)):
@@ -187,15 +176,13 @@ class TracedNet:
     @cached_property
     def groups(self) -> list[ChannelGroup]:
         """The channel groups that `channel_groups` describes, checked; `known["permuted"]` is the difference measured.
-
-        Raises:
-            UserError: permuting them at random changes the net's output; the first layer where it shows is named.
+        UserError if permuting them at random changes the net's output; the first layer where it shows is named.
         """
         groups, planted = groups_of(self.flow(Flow)), self.planted
         name = type(self.net).__name__
         if not relative_difference(planted.logits[:1], logits_of(self.flow(Flow).result)) < LIMIT:
             raise UserError(f"{name}: its logits on an image depend on the other images of the batch")
-        permutations = _moving(groups)
+        permutations = moving(groups)
         state = planted.net.state_dict(keep_vars=True)
         permuted = deepcopy(planted.net, {id(tensor): tensor for tensor in state.values()})  # shares tensors
         permuted.load_state_dict(permute(state, groups, permutations), assign=True)
@@ -246,20 +233,6 @@ class TracedNet:
             if not relative_difference(here, there) < LIMIT:
                 return describe(node)
         return "its output"
-
-
-def _moving(groups: list[ChannelGroup]) -> dict[str, Tensor]:
-    """Of `DRAWS` random permutations, those that leave the fewest channels at their places."""
-    draw, permutations = torch.Generator().manual_seed(5), {}
-    tied: dict[Any, list[ChannelGroup]] = {}
-    for group in groups:
-        tied.setdefault(group.name if group.tied is None else group.tied, []).append(group)
-    for together in tied.values():
-        drawn = [random_permutations(together, draw) for _ in range(DRAWS)]
-        permutations |= min(
-            drawn, key=lambda ps: sum(int((p == torch.arange(len(p))).sum()) for p in ps.values())
-        )
-    return permutations
 
 
 def relative_difference(expected: Tensor, x: Tensor) -> float:
@@ -345,33 +318,32 @@ def kept_outputs(graph: fx.GraphModule, x: Tensor) -> dict[str, Any]:
 
 
 def channel_groups(
-    net: nn.Module | TracedNet,
-    image_shape: tuple[int, ...] | None = None,
-    handlers: Handlers | None = None,
+    net: nn.Module | TracedNet, image_shape: tuple[int, ...] | None = None, handlers: Handlers | None = None
 ) -> list[ChannelGroup]:
     """The net's channel groups in the order of their matching nodes; its input and output channels stay fixed.
 
     VGG11 has 8, ResNet50 has 37. Two channels are in one group if they index the same tensors and nothing else sets
-    them apart. That permuting them changes nothing is checked in float64, at planted values.
+    them apart. That permuting them changes nothing is checked in float64, at planted values. UserError as in
+    `TracedNet`, or if permuting the groups changes the net's output (the layer is named).
 
     Args:
         image_shape: one image's (channels, height, width), which determines the size of flattened feature maps; None:
             (3, 32, 32), or a traced net's.
         handlers: as in `TracedNet`.
-
-    Raises:
-        UserError: as in `TracedNet`; or permuting the groups changes the net's output (the layer is named).
     """
     return as_traced(net, image_shape, handlers).groups
+
+
+def net_of(net: nn.Module | TracedNet) -> nn.Module:
+    """A traced net's net, or a net as it is."""
+    return net.net if isinstance(net, TracedNet) else net
 
 
 def as_traced(
     net: nn.Module | TracedNet, image_shape: tuple[int, ...] | None = None, handlers: Handlers | None = None
 ) -> TracedNet:
-    """A traced net as it is, or a net, traced for images of (3, 32, 32) unless a shape is passed.
-
-    Raises:
-        UserError: the net is traced for images of another shape; or as in `TracedNet`.
+    """A traced net as it is, or a net, traced for images of (3, 32, 32) unless a shape is passed. UserError as in
+    `TracedNet`, or if the net is traced for images of another shape.
     """
     if not isinstance(net, TracedNet):
         return TracedNet(net, image_shape or (3, 32, 32), handlers)

@@ -32,10 +32,8 @@ Operation = type[nn.Module] | str
 class Handlers:
     """Handlers for the effect of operations on channels and on pixels, by layer class or function or method name.
 
-    A layer or function (declared by `torch.fx.wrap`) that has a handler isn't traced into.
-
-    Attributes:
-        channels, pixels: class or name → its handler.
+    A layer or function (declared by `torch.fx.wrap`) that has a handler isn't traced into. `channels`, `pixels`: class
+    or name → its handler.
     """
 
     def __init__(self) -> None:
@@ -46,13 +44,8 @@ class Handlers:
         """A decorator that makes a function the handler of these operations.
 
         The handler is called with a `Call` and the operation's own arguments, each tensor replaced by its `Labels`, or
-        by `Weights` if it is made of parameters; it returns the output's labels.
-
-        Args:
-            on: "channels", "pixels" or "both".
-
-        Raises:
-            UserError: an operation has a handler already.
+        by `Weights` if it is made of parameters; it returns the output's labels. UserError if an operation has a
+        handler already. `on`: "channels", "pixels" or "both".
         """
         kinds = ("channels", "pixels") if on == "both" else (on,)
 
@@ -98,10 +91,8 @@ def unwrapped(net: nn.Module) -> nn.Module:
     """The net inside a wrapper of PyTorch's: `DataParallel`, `DistributedDataParallel`, `torch.compile`.
 
     For a net that computes weights from parameters (`torch.nn.utils.parametrize`, weight and spectral norm, pruning), a
-    copy whose parameters are these weights, as they are in evaluation mode.
-
-    Raises:
-        UserError: a scripted net, whose operations can't be recorded.
+    copy whose parameters are these weights, as they are in evaluation mode. UserError for a scripted net, whose
+    operations can't be recorded.
     """
     for path, layer in net.named_modules() if isinstance(net, nn.Module) else ():
         if isinstance(layer, torch.jit.ScriptModule):
@@ -563,10 +554,8 @@ def trace(
     net: nn.Module, image_shape: tuple[int, ...], handlers: Handlers = REGISTERED
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The net's graph in evaluation mode, for images of this shape at any batch size; and its constants, by name.
-
-    Raises:
-        UserError: the net can't be run on such images, its operations depend on the batch size, or what it computes
-            can't be recorded.
+    UserError if the net can't be run on such images, its operations depend on the batch size, or what it computes can't
+    be recorded.
     """
     name = type(net).__name__
     parameter = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))

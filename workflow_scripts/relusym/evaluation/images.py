@@ -28,11 +28,9 @@ LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) for a net that reads grey images"
 
 
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> Normalise:
-    """The map from pixels to a net's input: scaled to 0…1, then by each channel's mean and std on that scale.
-
-    Raises:
-        UserError: a standard deviation that isn't positive, more or fewer means than standard deviations, or means of
-            grey levels 0…255.
+    """The map from pixels to a net's input: scaled to 0…1, then by each channel's mean and std on that scale. UserError
+    for a standard deviation that isn't positive, more or fewer means than standard deviations, or means of grey levels
+    0…255.
     """
     if np.ndim(mean) != 1 or np.shape(mean) != np.shape(std) or not len(mean):
         raise UserError(f"mean {mean} and std {std}: one mean and one std per channel are needed")
@@ -102,16 +100,14 @@ def _regrouped(pieces: Iterator[Tensor], sizes: Iterable[int]) -> Iterator[Tenso
 
 @dataclass(frozen=True)
 class Images(ImageSource):
-    """Images held as pixels.
+    """Images held as pixels. UserError for other pixels, or none; for no `normalise`, or one that fails, is random, or
+    returns something else.
 
     Attributes:
         pixels: uint8 (N, H, W, 3) or (N, H, W, 1), a tensor on any device or a NumPy array.
         batch_size: how many images a net reads at once; it changes results only by rounding.
         normalise: uint8 (B, H, W, C) → float32 (B, C, H, W), as `normalisation` makes it. It depends on the net,
             so there is no default.
-
-    Raises:
-        UserError: other pixels, or none; no `normalise`, or one that fails, is random, or returns something else.
     """
 
     pixels: Tensor
@@ -163,10 +159,8 @@ class Images(ImageSource):
 
 
 def from_numpy(x: Any) -> Any:
-    """An array of any byte order and strides as a tensor; anything else unchanged.
-
-    Raises:
-        UserError: an array of anything but numbers; a sparse, quantised or meta tensor.
+    """An array of any byte order and strides as a tensor; anything else unchanged. UserError for an array of anything
+    but numbers, or a sparse, quantised or meta tensor.
     """
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in "biufc":
@@ -184,11 +178,7 @@ def from_numpy(x: Any) -> Any:
 
 
 def as_pixels(pixels: Any) -> Tensor:
-    """Pixels as a tensor, uint8 (N, H, W, 3) or (N, H, W, 1).
-
-    Raises:
-        UserError: they are something else.
-    """
+    """Pixels as a tensor, uint8 (N, H, W, 3) or (N, H, W, 1). UserError if they are something else."""
     pixels = from_numpy(pixels)
     if not isinstance(pixels, Tensor):
         raise UserError(f"Images: {type(pixels).__name__} given; allowed is a tensor or array {LAYOUT}")
@@ -217,14 +207,12 @@ def as_pixels(pixels: Any) -> Tensor:
 
 
 class Batches(ImageSource):
-    """Images in users' batches, such as those of a DataLoader or a list, already normalised.
+    """Images in users' batches, such as those of a DataLoader or a list, already normalised. UserError if `items` can
+    be read only once or is empty, or if its batches are of another kind, or differ between passes.
 
     Args:
         items: can be iterated any number of times, always in the same order; each float32 (B, C, H, W), or a tuple of
             that, labels (B,) and anything else, or a dict of `pixel_values` and `labels`.
-
-    Raises:
-        UserError: `items` can be read only once or is empty; its batches are of another kind, or differ between passes.
     """
 
     def __init__(self, items: Iterable[Any]):
@@ -348,10 +336,8 @@ def _parted(item: Any) -> tuple[Any, Any]:
 
 
 def whole_numbers(labels: Any) -> Tensor:
-    """Labels as int64; whole numbers in floating point, or in a column, are accepted.
-
-    Raises:
-        UserError: they aren't whole numbers from 0.
+    """Labels as int64; whole numbers in floating point, or in a column, are accepted. UserError if they aren't whole
+    numbers from 0.
     """
     try:
         labels = torch.as_tensor(from_numpy(labels)).detach()

@@ -69,9 +69,7 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
 
 def logits_of(output: Any) -> Tensor:
     """A net's logits: its output, or its attribute or entry `logits`, a dict's `out` or first, a tuple's first.
-
-    Raises:
-        UserError: there is no tensor (B, classes, …).
+    UserError if there is no tensor (B, classes, …).
     """
     logits = getattr(output, "logits", output)
     if isinstance(logits, Mapping):
@@ -92,14 +90,9 @@ def logits_of(output: Any) -> Tensor:
 
 @torch.no_grad()
 def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
-    """Try a net on the first images, before any work.
-
-    Returns:
-        the logits of at most `CHECKED` images, (B, classes, …).
-
-    Raises:
-        UserError: its weights are not finite, dense float32 on one device; it can't read such images; its logits are
-            not finite, or all zero; they are random, or depend on the other images of a batch; running it changes it.
+    """Try a net on the first images, before any work. UserError if its weights are not finite, dense float32 on one
+    device; if it can't read such images; if its logits are not finite, or all zero, or random, or depend on the other
+    images of a batch; or if running it changes it. Returns the logits of at most `CHECKED` images, (B, classes, …).
     """
     check_weights(name, net)
     x = images.first(CHECKED, device_of(net))

@@ -25,10 +25,10 @@ class Metric:
     function: Callable[[Tensor, Tensor], Tensor]
     lower_is_better: bool = False
 
-    def absolute_barrier(self, first: float, second: float, halfway: float) -> float:
-        """Equation (4) without its denominator: by how much the halfway net is worse, in the metric's units."""
-        worse = (first + second) / 2 - halfway
-        return -worse if self.lower_is_better else worse
+    def absolute_barrier(self, mean: float, halfway: float) -> float:
+        """Equation (4) without its denominator: by how much the halfway net is worse than its endpoints' mean, in the
+        metric's units."""
+        return halfway - mean if self.lower_is_better else mean - halfway
 
 
 def top_1(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,10 +73,8 @@ class Scores:
         self._labelled = labels is not None
 
     def add(self, logits: Tensor, brought: Tensor | None = None) -> Tensor:
-        """Add a batch's logits, and its labels, if it has some; returns the labels that are used.
-
-        Raises:
-            UserError: more or fewer labels than images; a metric that isn't one number per image.
+        """Add a batch's logits, and its labels, if it has some; returns the labels that are used. UserError for more or
+        fewer labels than images, or a metric that isn't one number per image.
         """
         if self._labels is not None:
             labels = self._labels[self.count : self.count + len(logits)].to(logits.device)
@@ -133,10 +131,12 @@ class Scores:
 
 @torch.no_grad()
 @full_float32()
-def evaluated(
+def evaluate(
     net: nn.Module, images: AnyImages, labels: Tensor | None, metrics: Mapping[str, Metric]
 ) -> Scores:
-    """All metrics of a net over the images, in one pass; arguments and errors as in `evaluate`."""
+    """All metrics of a net over the images, in one pass. UserError for labels of another length or kind, or a metric
+    that isn't one number per image. `labels`: as in `Scores`.
+    """
     images = as_images(images)
     scores = Scores(metrics, check_labels(labels, images))
     with evaluating(net):
@@ -145,27 +145,9 @@ def evaluated(
     return scores
 
 
-def evaluate(
-    net: nn.Module, images: AnyImages, labels: Tensor | None, metrics: Mapping[str, Metric]
-) -> tuple[dict[str, float], Tensor]:
-    """Means of all metrics over the images, in one pass.
-
-    Args:
-        labels: as in `Scores`.
-
-    Returns:
-        metric → mean over the images, and the labels, on the CPU.
-
-    Raises:
-        UserError: labels of another length or kind; a metric that isn't one number per image.
-    """
-    scores = evaluated(net, images, labels, metrics)
-    return scores.means(), scores.labels
-
-
 def accuracy(net: nn.Module, images: AnyImages, labels: Tensor | None = None) -> float:
     """Share of the images whose largest logit is at `labels`, int64 (N,), or at the batches' labels."""
-    return evaluate(net, images, labels, {"accuracy": TOP_1})[0]["accuracy"]
+    return evaluate(net, images, labels, {"accuracy": TOP_1}).means()["accuracy"]
 
 
 def check_metrics(
@@ -218,11 +200,7 @@ def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Ten
 
 
 def check_labels(labels: Any, images: AnyImages) -> Tensor | None:
-    """Labels as a tensor.
-
-    Raises:
-        UserError: they aren't whole numbers from 0, or not one per image.
-    """
+    """Labels as a tensor. UserError if they aren't whole numbers from 0, or not one per image."""
     if labels is None:
         return None
     labels = whole_numbers(labels)

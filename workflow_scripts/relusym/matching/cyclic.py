@@ -17,11 +17,8 @@ ORDERS = 2, 4
 
 
 def involution(pair: Pair) -> Matching:
-    """The involutions that maximise the matched channels' correlations, exactly.
-
-    Raises:
-        UserError: the second net isn't the first, transformed by a symmetry of order 2; or it has attention heads or
-            group norms.
+    """The involutions that maximise the matched channels' correlations, exactly. UserError if the second net isn't the
+    first, transformed by a symmetry of order 2; or if it has attention heads or group norms.
     """
     _check_heads("involution", pair.groups)
     if pair.order != 2:
@@ -33,15 +30,13 @@ def involution(pair: Pair) -> Matching:
 
 def cyclic(groups: list[ChannelGroup], correlations: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The permutations 1, P, … Pⁿ⁻¹ of a net's transformed copies, with Pⁿ = 1 as for a GCNN; P is `best_cyclic`.
+    UserError if n is neither 2 nor 4, or if the net has attention heads or group norms.
 
     Args:
         correlations: group name → correlations between the channels of a net transformed by τ⁰ to τⁿ⁻¹, (n, C, n, C).
 
     Returns:
         for each copy: group name → int64 (C,), the copy's channel that each channel of the net is matched to.
-
-    Raises:
-        UserError: n is neither 2 nor 4; or the net has attention heads or group norms.
     """
     _check_heads("cyclic", groups)
     count = next(iter(correlations.values())).shape[0]

@@ -3,7 +3,6 @@
 To add a matching, write a function from `Pair` to `Matching`, and a line for it in `relusym.matching.MATCHINGS`.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from relusym.channels.groups import ChannelGroup, random_permutations
+from relusym.channels.groups import ChannelGroup, random_permutations, units
 from relusym.errors import UserError
 from relusym.matching import MATCHINGS, STARTS, WITH_FACTORS
 from relusym.schema import one_of
@@ -24,11 +23,8 @@ SAME = 1e-9  # objectives that differ by less are equal up to rounding
 
 @dataclass(frozen=True)
 class Search:
-    """The outcomes of the starts of a matching that searches.
-
-    Attributes:
-        objectives: start → the objective where its ascent ended, as a share of the largest that weights of these norms
-            could reach.
+    """The outcomes of the starts of a matching that searches. `objectives`: start → the objective where its ascent
+    ended, as a share of the largest that weights of these norms could reach.
     """
 
     objectives: dict[str, float]
@@ -114,10 +110,8 @@ def activation(pair: Pair) -> Matching:
 
 
 def signed_activation(pair: Pair) -> Matching:
-    """Activation matching up to signs: assignment by |correlation|, and factors with the correlations' signs.
-
-    Raises:
-        UserError: no channels may be negated.
+    """Activation matching up to signs: assignment by |correlation|, and factors with the correlations' signs. UserError
+    if no channels may be negated.
     """
     signed = pair.admits(-1.0)
     if not signed:
@@ -137,9 +131,7 @@ def signed_activation(pair: Pair) -> Matching:
 
 def scaled_activation(pair: Pair) -> Matching:
     """Activation matching up to positive scales: a matched channel is scaled to the standard deviation of its partner.
-
-    Raises:
-        UserError: no channels may be scaled.
+    UserError if no channels may be scaled.
     """
     scaled = pair.admits(2.0)
     if not scaled:
@@ -200,14 +192,6 @@ def _moments(state: State, group: ChannelGroup) -> Tensor:
     return torch.stack(sums, 1)
 
 
-def units(groups: list[ChannelGroup]) -> list[list[ChannelGroup]]:
-    """The groups that are matched at once: a single one, or all whose heads are tied."""
-    tied: dict[str | int, list[ChannelGroup]] = defaultdict(list)
-    for group in groups:
-        tied[group.name if group.tied is None else group.tied].append(group)
-    return list(tied.values())
-
-
 def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The permutations that maximise the total worth of the matched channels.
 
@@ -216,17 +200,14 @@ def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[s
         tables: group name → worth of matching two channels, float (C, C); a group without a table is ordered as the
             heads that it is tied to.
     """
-    tied = defaultdict(list)
-    for group in groups:
-        if group.heads > 1:
-            tied[group.tied].append(group)
-    in_heads = {group.name for attention in tied.values() for group in attention}
+    in_heads = [group for group in groups if group.heads > 1]
+    alone = tables.keys() - {group.name for group in in_heads}
     permutations = {
         name: torch.from_numpy(_assignment(table.cpu().numpy()))
         for name, table in tables.items()
-        if name not in in_heads
+        if name in alone
     }
-    for attention in tied.values():
+    for attention in units(in_heads):
         permutations |= _by_heads(attention, tables)
     return permutations
 
@@ -266,11 +247,7 @@ def identity(pair: Pair) -> Matching:
 
 
 def match(name: str, pair: Pair) -> Matching:
-    """The pair's matching of this name.
-
-    Raises:
-        UserError: there is no matching of this name.
-    """
+    """The pair's matching of this name. UserError if there is none."""
     known = MATCHINGS | WITH_FACTORS
     if name not in known:
         raise UserError(one_of("matching", name, known))

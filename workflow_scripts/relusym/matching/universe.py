@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from relusym.channels.groups import ChannelGroup
-from relusym.matching.match import assigned, units
+from relusym.channels.groups import ChannelGroup, units
+from relusym.matching.match import assigned
 
 GAIN = 1e-9  # a smaller share of the objective is rounding
 STEPS = 100  # of Frank-Wolfe, at most

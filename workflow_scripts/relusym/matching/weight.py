@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relusym.channels.groups import ChannelGroup, Place, permute, random_permutations
-from relusym.matching.match import Matching, Pair, Search, assigned, units
+from relusym.channels.groups import ChannelGroup, Place, permute, random_permutations, units
+from relusym.matching.match import Matching, Pair, Search, assigned
 
 MEASURED = "running_mean", "running_var", "num_batches_tracked"  # measured by batch norm, not learned
 GAIN = 1e-9  # a smaller share of the objective is rounding

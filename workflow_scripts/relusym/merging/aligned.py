@@ -26,7 +26,7 @@ from relusym.matching.cyclic import cyclic
 from relusym.matching.match import Pair, Search, match, without_ties
 from relusym.matching.universe import universe
 from relusym.merging.identities import CHECK_IMAGES, LIMITS, answers, hold, largest_difference
-from relusym.merging.moments import JointMoments, Moments, Statistics, samples, samples_of
+from relusym.merging.moments import JointMoments, Moments, Statistics, group_output, samples
 from relusym.merging.repair import CORRECTED, Layers, block_statistics, channel_dim, repair_points
 from relusym.randomness import generator
 from relusym.schema import one_of
@@ -37,12 +37,8 @@ Visit = Callable[[str, list[Tensor]], None]
 
 class Lockstep:
     """Nets with the same graph that run node by node together, so that no net's activations are all held at once.
-
-    Args:
-        nets: graphs of traced nets (`TracedNet.module`) of one architecture.
-
-    Raises:
-        UserError: the graphs or the shapes of their tensors differ.
+    UserError if the graphs or the shapes of their tensors differ. `nets`: graphs of traced nets (`TracedNet.module`) of
+    one architecture.
     """
 
     def __init__(self, nets: list[fx.GraphModule]):
@@ -84,17 +80,13 @@ PIECE = 2**23  # entries of feature maps that are added up at once: more would c
 
 @dataclass
 class PairStatistics:
-    """Channel statistics of two nets or more, over all images.
+    """Channel statistics of two nets or more, over all images."""
 
-    Attributes:
-        correlations: group name → Pearson correlations of the first net's channels with the second's, float64 (C, C),
-            after ReLU; for N nets, of all nets' channels, net by net, with all nets' channels, (NC, NC).
-        statistics: each net's statistics of the outputs that REPAIR corrects, by the names of `repair.repair_points`.
-        deviations: group name → standard deviations of the channels of both nets, float64 (C,); empty for N nets.
-    """
-
+    # group name → Pearson correlations of the first net's channels with the second's, float64 (C, C), after ReLU; for N
+    # nets, of all nets' channels, net by net, with all nets' channels, (NC, NC)
     correlations: dict[str, Tensor]
-    statistics: tuple[dict[str, Statistics], ...]
+    statistics: tuple[dict[str, Statistics], ...]  # each net's, by the names of `repair.repair_points`
+    # group name → standard deviations of both nets' channels, float64 (C,); empty for N nets
     deviations: dict[str, tuple[Tensor, Tensor]]
 
     def by_net(self, groups: list[ChannelGroup], count: int | None = None) -> dict[str, Tensor]:
@@ -106,17 +98,6 @@ class PairStatistics:
         }
 
 
-def pair_statistics(
-    first: nn.Module | TracedNet,
-    second: nn.Module | TracedNet,
-    images: ImageSource,
-    groups: list[ChannelGroup],
-    answered: Answered | None = None,
-) -> PairStatistics:
-    """`joint_statistics` of two nets, each net's channels correlated only with the other net's."""
-    return joint_statistics([first, second], images, groups, answered, all_with_all=False)
-
-
 @torch.no_grad()
 def joint_statistics(
     nets: Sequence[nn.Module | TracedNet],
@@ -124,21 +105,20 @@ def joint_statistics(
     groups: list[ChannelGroup],
     answered: Answered | None = None,
     *,
-    all_with_all: bool = True,
+    all_with_all: bool = False,
 ) -> PairStatistics:
     """Run all nets over `images` in one pass that holds no more than one batch of one layer's activations.
 
     One pass serves all groups: permuting a layer together with the next layer's inputs leaves all later activations
     unchanged. It also serves REPAIR, except for nets with batch norm: these are matched as trained, in evaluation mode,
-    and REPAIR's statistics are taken in training mode, in a separate pass (`block_statistics`).
+    and REPAIR's statistics are taken in training mode, in a separate pass (`block_statistics`). UserError if the nets
+    are of different architecture.
 
     Args:
         groups: the groups to match; if empty, correlations are left out.
         answered: called with the nets' outputs, in evaluation mode, which saves a separate pass.
-        all_with_all: whether each net's channels are correlated with those of all nets.
-
-    Raises:
-        UserError: the nets are of different architecture.
+        all_with_all: whether each net's channels are correlated with those of all nets, and not only the first net's
+            with the second's.
     """
     all_traced = [as_traced(net, images.shape) for net in nets]
     for traced in all_traced:
@@ -158,7 +138,7 @@ def joint_statistics(
         at_once = max(1, len(outputs[0]) * 2 * PIECE // (outputs[0].numel() * len(outputs)))
         for piece in zip(*(output.split(at_once) for output in outputs), strict=True):
             for group in matched.get(node, ()):
-                channels = [samples_of(output, group.matched, group.size) for output in piece]
+                channels = [samples(group_output(group, output)) for output in piece]
                 joint[group.name].add(*([torch.cat(channels, 1)] * 2 if all_with_all else channels))
             if node in points:
                 for moments, output in zip(single, piece, strict=True):
@@ -199,28 +179,18 @@ def distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Two nets and how their channels match.
+    """Two nets and how their channels match; all but `permutations` is in the first net's order of channels."""
 
-    Attributes:
-        traced: the first net.
-        second: the second net, its channels in the first one's order.
-        groups: their channel groups.
-        permutations: group name → int64 (C,): channel i is channel `permutation[i]` of the second net before permuting.
-        similarity: group name → mean correlation of the matched channels.
-        statistics: both nets', by the names of `repair.repair_points`, in the first one's order.
-        checks: from `identities`, that permuting the second net leaves its logits unchanged.
-        search: the results of all starts, for a matching that searches.
-        factors: group name → float (C,), by which the second net's channels were multiplied, in the first one's order.
-    """
-
-    traced: TracedNet
+    traced: TracedNet  # the first net
     second: nn.Module
     groups: list[ChannelGroup]
+    # group name → int64 (C,): channel i is channel `permutation[i]` of the second net before permuting
     permutations: dict[str, Tensor]
-    similarity: dict[str, float]
-    statistics: tuple[Targets, Targets]
-    checks: dict[str, float]
-    search: Search | None = None
+    similarity: dict[str, float]  # group name → mean correlation of the matched channels
+    statistics: tuple[Targets, Targets]  # both nets', by the names of `repair.repair_points`
+    checks: dict[str, float]  # from `identities`: permuting the second net leaves its logits unchanged
+    search: Search | None = None  # for a matching that searches
+    # group name → float (C,), by which the second net's channels were multiplied
     factors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -279,7 +249,7 @@ def align(
     first, second = (as_traced(net, images.shape) for net in (first, second))
     groups, x = first.groups, images.first(CHECK_IMAGES, device_of(first.net))
     _check_function(first, second, x)
-    measured = pair_statistics(first, second, images, groups, answered)
+    measured = joint_statistics([first, second], images, groups, answered)
     states = first.net.state_dict(), second.net.state_dict()
     draw, admits = generator(seed, matching), first.admits
     pair = Pair(states, groups, measured.correlations, draw, order, starts, measured.deviations, admits)
@@ -323,25 +293,15 @@ UNIVERSE, CYCLIC = "universe", "cyclic"  # matchings of several nets, besides ma
 
 @dataclass(frozen=True)
 class AlignedNets:
-    """Nets and how their channels match.
+    """Nets and how their channels match; all but `permutations` is in the first net's order of channels."""
 
-    Attributes:
-        traced: the first net.
-        nets: all nets, their channels in the first one's order.
-        groups: their channel groups.
-        permutations: for each net, group name → int64 (C,): channel i is channel `permutation[i]` before permuting.
-        similarity: group name → mean correlations of the matched channels of each pair of nets, float64 (N, N).
-        statistics: each net's, by the names of `repair.repair_points`, in the first one's order.
-        checks: from `identities`, that permuting the nets leaves their logits unchanged.
-    """
-
-    traced: TracedNet
+    traced: TracedNet  # the first net
     nets: list[nn.Module]
     groups: list[ChannelGroup]
-    permutations: list[dict[str, Tensor]]
-    similarity: dict[str, Tensor]
-    statistics: list[Targets]
-    checks: dict[str, float]
+    permutations: list[dict[str, Tensor]]  # for each net, as in `Aligned`
+    similarity: dict[str, Tensor]  # group name → mean correlations of the pairs of nets, float64 (N, N)
+    statistics: list[Targets]  # each net's, by the names of `repair.repair_points`
+    checks: dict[str, float]  # from `identities`: permuting the nets leaves their logits unchanged
 
     @torch.no_grad()
     def mean(self, count: int | None = None) -> TracedNet:
@@ -371,16 +331,13 @@ def align_many(
     answered: Answered | None = None,
     measured: PairStatistics | None = None,
 ) -> AlignedNets:
-    """Match the channels of several nets.
+    """Match the channels of several nets. UserError as in `merge.merge` and `cyclic.cyclic`.
 
     Args:
         matching: "universe", cycle-consistent; "cyclic", for one net transformed by all powers of a symmetry in order;
             or a name in `matching.MATCHINGS`, by which each is matched to the first alone.
         order: the symmetry's order, if the second net is the first transformed by it.
         measured: `joint_statistics` of these nets, or of more that begin with these, if measured already.
-
-    Raises:
-        UserError: as in `merge.merge` and `cyclic.cyclic`.
     """
     if matching not in (UNIVERSE, CYCLIC, *MATCHINGS):
         raise UserError(one_of("matching", matching, (UNIVERSE, CYCLIC, *MATCHINGS)))
@@ -389,7 +346,7 @@ def align_many(
     groups, x = first.groups, images.first(CHECK_IMAGES, device_of(first.net))
     for traced in all_traced[1:]:
         _check_function(first, traced, x)
-    measured = measured or joint_statistics(all_traced, images, groups, answered)
+    measured = measured or joint_statistics(all_traced, images, groups, answered, all_with_all=True)
     tables = measured.by_net(groups, count)
     if matching == CYCLIC:
         permutations = cyclic(groups, tables)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.groups import ChannelGroup, permute
-from relusym.channels.traced import TracedNet
+from relusym.channels.traced import TracedNet, net_of
 from relusym.evaluation.images import ImageSource
 from relusym.merging.aligned import Aligned, distinct
 from relusym.merging.repair import repaired, reset_batch_norm
@@ -18,6 +18,14 @@ from relusym.pixels.transform import transformed
 from relusym.symmetry import Symmetry
 
 Permutations = dict[str, Tensor]
+
+
+def representations(permutations: Permutations) -> dict[str, dict[str, int]]:
+    """Group name → how many channels these involutions fix ("fixed"), and swap ("swapped")."""
+    fixed = {name: int((order == torch.arange(len(order))).sum()) for name, order in permutations.items()}
+    return {
+        name: {"fixed": count, "swapped": len(permutations[name]) - count} for name, count in fixed.items()
+    }
 
 
 def corrected_halfway(aligned: Aligned, images: ImageSource) -> nn.Module:
@@ -37,10 +45,8 @@ def corrected_halfway(aligned: Aligned, images: ImageSource) -> nn.Module:
 def matched_self(
     net: nn.Module | TracedNet, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Permutations
 ) -> nn.Module:
-    """The transformed net, its channels permuted to match: W ↦ P₁τ(W)P₀ᵀ.
-
-    Args:
-        net: if it is traced, parameters of single pixels are moved, too (`pixels.transform.transformed`).
+    """The transformed net, its channels permuted to match: W ↦ P₁τ(W)P₀ᵀ. `net`: if it is traced, parameters of single
+    pixels are moved, too (`pixels.transform.transformed`).
     """
     moved = transformed(net, symmetry) if isinstance(net, TracedNet) else symmetry.transform(net)
     moved.load_state_dict(permute(moved.state_dict(), groups, permutations))
@@ -59,15 +65,13 @@ def project(
     net: nn.Module | TracedNet, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Permutations
 ) -> nn.Module:
     """The nearest net that satisfies the kernel constraint: the mean over the group, for a flip ½(W + P₁τ(W)P₀ᵀ).
+    ValueError if Pⁿ ≠ 1.
 
     Args:
         net: as in `matched_self`.
         permutations: with Pⁿ = 1, n the symmetry's order, such as those of `cyclic.involution` or `cyclic.cyclic`.
-
-    Raises:
-        ValueError: Pⁿ ≠ 1.
     """
-    plain = net.net if isinstance(net, TracedNet) else net
+    plain = net_of(net)
     total = deepcopy(plain)
     sums = distinct(total.state_dict())
     powers = _powers(net, plain, symmetry, groups, permutations)
@@ -89,7 +93,7 @@ def orbits(
 
     Args: as in `project`.
     """
-    numbered = deepcopy(net.net if isinstance(net, TracedNet) else net).double()  # exact up to 2⁵³
+    numbered = deepcopy(net_of(net)).double()  # exact up to 2⁵³
     least = {
         name: torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
         for name, tensor in numbered.state_dict().items()

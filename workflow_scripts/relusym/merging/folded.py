@@ -284,7 +284,8 @@ def folded(
     """The net with its batch norms fused into its convolutions, and layers `Folded` where that is worthwhile.
 
     The channels are reordered by parts, so that they are read and written without being gathered. Depthwise and other
-    grouped convolutions, and layers of classes that aren't PyTorch's, are left as they are.
+    grouped convolutions, and layers of classes that aren't PyTorch's, are left as they are. UserError if the symmetry's
+    order isn't 2; or if, in float64, the folded net's logits differ from the net's.
 
     Args:
         net: a net that satisfies the kernel constraint, such as `exact_gcnn(…).to_plain()`; it isn't changed.
@@ -293,9 +294,6 @@ def folded(
             `_Apart`, and are folded if they keep at most `COMPILED_SHARE` of their multiplications. Otherwise, they are
             folded if they save `WORTHWHILE`.
         worthwhile: multiplications per channel that a layer has to save instead; 0: fold if it saves any.
-
-    Raises:
-        UserError: the symmetry's order isn't 2; in float64, the folded net's logits differ from the net's.
     """
     if symmetry.order != 2:
         raise UserError(

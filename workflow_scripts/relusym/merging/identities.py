@@ -1,5 +1,8 @@
 """Identities that hold for any weights: how large their errors may be, and what a larger error means."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,10 +34,8 @@ LIMITS = {
 
 
 def hold(checks: dict[str, float], exempt: tuple[str, ...] = ()) -> None:
-    """Raises UserError for the first check above its limit, or NaN, except those in `exempt`.
-
-    Args:
-        checks: name in `LIMITS` → relative difference.
+    """Raises UserError for the first check above its limit, or NaN, except those in `exempt`. `checks`: name in
+    `LIMITS` → relative difference.
     """
     for name, value in checks.items():
         limit, meaning = LIMITS[name]
@@ -49,7 +50,7 @@ def largest_difference(tensor: Tensor, other: Tensor) -> float:
     return float((tensor - other).abs().max() / tensor.abs().max().clamp(min=1e-30))
 
 
-def answers(net: nn.Module, x: Tensor) -> Tensor:
+def answers(net: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     """Logits of normalised images, (B, classes, …)."""
     return torch.cat([logits_of(net(piece)) for piece in pieces(x)])
 
@@ -61,10 +62,8 @@ def check_transformed(
     """Check Φ̂ = `pixels.transformed(net, …)`: Φ̂(τx) = τΦ(x), and `symmetry.order` transformations give Φ back.
 
     Φ̂(τx) = τΦ(x) is also checked at planted values in float64, at an image size at which the grid is symmetric.
-
-    Raises:
-        UserError: a check fails (the first is required only where all strides allow equality, see `grid`); there is
-            nothing to transform; or the symmetry needs square images.
+    UserError if a check fails (the first is required only where all strides allow equality, see `grid`), if there is
+    nothing to transform, or if the symmetry needs square images.
     """
     net = traced.net
     spatial = any(layer.weight[0, 0].numel() > 1 for layer in net.modules() if isinstance(layer, SPATIAL))

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.groups import ChannelGroup, by_node, random_permutations
-from relusym.channels.traced import TracedNet, as_traced
+from relusym.channels.traced import TracedNet, as_traced, net_of
 from relusym.evaluation.images import ImageSource, device_of, pieces
 from relusym.evaluation.invariance import moved, relative_invariance_error
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.matching.match import assigned
 from relusym.merging.aligned import Lockstep
 from relusym.merging.exact_gcnn import matched_self
-from relusym.merging.moments import cross_product, portions, samples
+from relusym.merging.moments import cross_product, group_output, portions, samples
 from relusym.permutations import channel_orders
 from relusym.pixels.transform import Action, actions
 from relusym.precision import full_float32
@@ -37,20 +37,13 @@ EXACT = 1e-5  # smaller relative squared errors are rounding in float32
 
 @dataclass(frozen=True)
 class Conv:
-    """One convolution.
-
-    Attributes:
-        name: the layer's name.
-        group: the channel group that it writes to; None if it writes the net's output.
-        filters, zero_filters: the number of filters, and how many of them are zero.
-        kernel_constraint: relative error of equation (3), ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖: 0 in a GCNN, √2 if unrelated.
-    """
+    """One convolution."""
 
     name: str
-    group: str | None
+    group: str | None  # the channel group that it writes to; None if it writes the net's output
     filters: int
-    zero_filters: int
-    kernel_constraint: float
+    zero_filters: int  # how many of them are zero
+    kernel_constraint: float  # error in equation (3), ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖: 0 in a GCNN, √2 if unrelated
 
 
 @dataclass(frozen=True)
@@ -97,8 +90,7 @@ def filters_and_matches(
         or (c, 1, k, k) for a depthwise conv.
     """
     matched = matched_self(net, symmetry, groups, permutations).state_dict()
-    plain = net.net if isinstance(net, TracedNet) else net
-    convs = {name: layer for name, layer in plain.named_modules() if isinstance(layer, nn.Conv2d)}
+    convs = {name: layer for name, layer in net_of(net).named_modules() if isinstance(layer, nn.Conv2d)}
     return {
         name: (conv.weight.detach().contiguous(), matched[f"{name}.weight"].contiguous())
         for name, conv in convs.items()
@@ -117,11 +109,8 @@ def convs(
     groups: list[ChannelGroup],
     permutations: Mapping[str, Tensor],
 ) -> list[Conv]:
-    """Every convolution of a net, in the net's order, and its relative error in the kernel constraint.
-
-    Args:
-        net: as in `filters_and_matches`.
-        permutations: group name → int64 (C,), from a flip merge.
+    """Every convolution of a net, as in `filters_and_matches`, in the net's order, and its relative error in the kernel
+    constraint. `permutations`: group name → int64 (C,), from a flip merge.
     """
     writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}
     measured = []
@@ -156,16 +145,6 @@ def layers(
         orbits = fixed, swapped, group.size - fixed - swapped
         measured.append(Layer(group.name, group.size, correlation[group.name], errors, parts, *orbits))
     return measured
-
-
-def group_output(group: ChannelGroup, output: Tensor) -> Tensor:
-    """A group's channels in its node's output, moved to dimension 1: (B, C, …), or (B, C, T) for tokens."""
-    place = group.matched
-    output = output.movedim(place.dim, 1)
-    if place.entries is None and place.block == 1:
-        return output
-    chosen = output[:, place.index(group.size, output.device).flatten()]
-    return chosen if place.block == 1 else chosen.unflatten(1, (group.size, place.block))
 
 
 def group_actions(

@@ -90,7 +90,8 @@ def generators(x: Tensor, dims: tuple[int, int], size: tuple[int, int], *, circu
 def lie_derivative(
     net: nn.Module | TracedNet, images: ImageSource, most: int = 100, *, circular: bool = False, seed: int = 0
 ) -> LieDerivative:
-    """The Lie derivative of a net's probabilities, and each layer's contribution to it.
+    """The Lie derivative of a net's probabilities, and each layer's contribution to it. UserError if a layer's pixels
+    aren't known or lie in tokens, or if logits aren't (B, classes).
 
     Args:
         net: with maps (B, C, H, W) or (B, H, W, C); a vector (B, C) has no position, so a layer that reads pixels one
@@ -98,9 +99,6 @@ def lie_derivative(
         most: the largest number of images; the first ones are measured.
         circular: as in `generators`.
         seed: for the directions in which the probabilities of more than `PROBES` classes are measured.
-
-    Raises:
-        UserError: a layer's pixels aren't known or lie in tokens; logits aren't (B, classes).
     """
     traced = as_traced(net, images.shape)
     graph, size = traced.module(), images.shape[1:]

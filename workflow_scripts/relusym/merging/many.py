@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.traced import as_traced
+from relusym.channels.traced import TracedNet, as_traced, net_of
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
 from relusym.evaluation.images import AnyImages, ImageSource, as_images
@@ -33,7 +33,7 @@ from relusym.symmetry import Symmetry
 @torch.no_grad()
 @full_float32()
 def merge_many(
-    nets: Sequence[nn.Module],
+    nets: Sequence[nn.Module | TracedNet],
     images: AnyImages,
     test_images: AnyImages | None = None,
     test_labels: Tensor | None = None,
@@ -43,7 +43,7 @@ def merge_many(
 ) -> Merge:
     """Merge several nets into one: match all to one universe of channels, average, REPAIR (`universe.universe`).
 
-    Args and Raises: as in `merge.merge`; UserError for fewer than two nets, too.
+    Arguments and errors as in `merge.merge`; UserError for fewer than two nets, too.
 
     Returns:
         "halfway", "reset" and "repaired" are the mean of all nets; "pairwise" (with any batch norms reset) and
@@ -52,16 +52,16 @@ def merge_many(
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
-    nets = list(nets)
+    nets = [unwrapped(net) for net in nets]
     if len(nets) < 2:
         raise UserError(f"{len(nets)} nets given; at least two are merged")
-    ends = {f"net_{i}": unwrapped(net) for i, net in enumerate(nets, 1)}
+    ends = {f"net_{i}": net_of(net) for i, net in enumerate(nets, 1)}
     check_nets(ends, images, test, test_labels, metrics)
     with evaluating(*ends.values()):
-        traced = [as_traced(net, images.shape, handlers) for net in ends.values()]
-        ends = {name: net.net for name, net in zip(ends, traced, strict=True)}
+        traced = [as_traced(net, images.shape, handlers) for net in nets]
         seen, answered = ends_scores(ends, test, test_labels, metrics)
-        measured = joint_statistics(traced, images, traced[0].groups, answered if test is images else None)
+        answered = answered if test is images else None
+        measured = joint_statistics(traced, images, traced[0].groups, answered, all_with_all=True)
         aligned = align_many(traced, images, measured=measured)
         for name, net in zip(ends, aligned.nets, strict=True):
             check_alike(aligned.nets[0], net, aligned.groups, ("net_1", name))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.groups import ChannelGroup
-from relusym.channels.traced import TracedNet, as_traced
+from relusym.channels.traced import TracedNet, as_traced, net_of
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError, listed
 from relusym.evaluation.images import AnyImages, ImageSource, as_images
@@ -23,11 +23,10 @@ from relusym.evaluation.metrics import (
     check_labels,
     check_metrics,
     evaluate,
-    evaluated,
 )
 from relusym.matching import MATCHINGS, OF_FLIPS, STARTS, WITH_FACTORS
 from relusym.matching.match import Search
-from relusym.merging.aligned import Aligned, AlignedNets, Answered, Targets, align, check_shapes, interpolate
+from relusym.merging.aligned import Aligned, AlignedNets, Answered, Targets, align, check_shapes
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repair_notes, repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
@@ -129,26 +128,19 @@ def barrier(mean: float, halfway: float) -> float | None:
     return (mean - halfway) / mean if mean else None
 
 
-def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
-    """The net whose every weight is the mean of the two nets' weights, ½(θ₁ + θ₂)."""
-    return interpolate(first, second, 0.5)
-
-
 @torch.no_grad()
 @full_float32()
 def merge_weights(
     first: nn.Module, second: nn.Module, image_shape: tuple[int, int, int], seed: int = 0
 ) -> Aligned:
-    """Match two nets by their weights alone, without images; so there is neither REPAIR nor an accuracy.
+    """Match two nets by their weights alone, without images; so there is neither REPAIR nor an accuracy. UserError as
+    in `merge`.
 
     Args:
         image_shape: (channels, height, width) of one image.
 
     Returns:
         the nets aligned, without similarity and statistics; `interpolate(0.5).net` is the net halfway.
-
-    Raises:
-        UserError: as in `merge`.
     """
     noise = torch.randn(8, *image_shape, generator=generator(seed, "noise"))  # images to trace the nets with
     images = as_images([noise])
@@ -164,8 +156,8 @@ def merge_weights(
 @torch.no_grad()
 @full_float32()
 def merge(
-    first: nn.Module,
-    second: nn.Module,
+    first: nn.Module | TracedNet,
+    second: nn.Module | TracedNet,
     images: AnyImages,
     test_images: AnyImages | None = None,
     test_labels: Tensor | None = None,
@@ -181,7 +173,8 @@ def merge(
     """Merge `second`, permuted to match `first`, with `first`.
 
     REPAIR corrects the outputs of convolutions and linear layers or, in nets with batch norm, of residual blocks.
-    Neither net nor its mode changes.
+    Neither net nor its mode changes. UserError if the nets' architectures differ or can't be permuted, the matching is
+    unknown, weights aren't finite float32, images or labels are invalid, or an identity of `identities` fails.
 
     Args:
         first, second: nets of one ordinary architecture (group convs written out by `to_plain`), on one device.
@@ -197,10 +190,6 @@ def merge(
         metrics: measured besides the accuracy, by name.
         order: the symmetry's order, if `second` is `first` transformed by it.
         handlers: for layers that aren't PyTorch's, see docs/extending.md.
-
-    Raises:
-        UserError: the nets' architectures differ or can't be permuted; the matching is unknown; weights aren't finite
-            float32; images or labels are invalid; an identity of `identities` fails.
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
@@ -208,8 +197,9 @@ def merge(
     if len({*names, *INNER}) != 2 + len(INNER):
         raise UserError(f"names: {names} given; allowed are two that differ, and none of {', '.join(INNER)}")
     first, second = unwrapped(first), unwrapped(second)
-    check_nets(dict(zip(names, (first, second), strict=True)), images, test, test_labels, metrics)
-    with evaluating(first, second):
+    ends = net_of(first), net_of(second)
+    check_nets(dict(zip(names, ends, strict=True)), images, test, test_labels, metrics)
+    with evaluating(*ends):
         traced = [as_traced(net, images.shape, handlers) for net in (first, second)]
         how = {"matching": matching, "starts": starts, "seed": seed, "order": order}
         return _merge(*traced, images, test, test_labels, names, metrics, how)
@@ -291,7 +281,7 @@ def scored(
     metrics, nets = {"accuracy": TOP_1, **metrics}, {**ends, **inner}
     by_net, by_class, alike = {}, {}, {}
     for name, net in nets.items():
-        answers = seen[name] if name in seen else evaluated(net, test, labels, metrics)
+        answers = seen[name] if name in seen else evaluate(net, test, labels, metrics)
         by_net[name], by_class[name], labels = answers.means(), answers.by_class, answers.labels
         if name in ends and (why := answers.alike):
             alike[name] = why
@@ -303,10 +293,7 @@ def scored(
         "barrier": {name: barrier(mean, accuracy[name]) for name in inner},
         "scores": scores,
         "barriers": {
-            metric: {
-                name: metrics[metric].absolute_barrier(means[metric], means[metric], values[name])
-                for name in inner
-            }
+            metric: {name: metrics[metric].absolute_barrier(means[metric], values[name]) for name in inner}
             for metric, values in scores.items()
         },
         "alike": alike,
@@ -380,11 +367,8 @@ def flip_merge(
     """Merge a net with its flipped self (transformed by `symmetry`): the barrier is the GCNN barrier (section 3).
 
     Two more checks: the flipped net on flipped images against the net, and flipping `symmetry.order` times against the
-    identity. The rest as in `merge`.
-
-    Raises:
-        UserError: as in `merge`; or the net has nothing to transform; or the flipped net on flipped images differs from
-            the net, although all strides allow equality (`grid`).
+    identity. The rest as in `merge`. UserError as in `merge`, if the net has nothing to transform, or if the flipped
+    net on flipped images differs from the net, although all strides allow equality (`grid`).
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
@@ -410,7 +394,7 @@ def flip_merge(
 def curve(
     aligned: Aligned, images: ImageSource, test_images: ImageSource, labels: Tensor, points: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Accuracy and loss at evenly spaced points from one net to the other.
+    """Accuracy and loss at evenly spaced points from one net to the other. UserError for fewer than two points.
 
     Args:
         images: for REPAIR's statistics; the target statistics at a point are interpolated as its weights are.
@@ -419,9 +403,6 @@ def curve(
 
     Returns:
         "plain" and "repaired" → "accuracy" and "loss" → one number per point. The endpoints are the nets themselves.
-
-    Raises:
-        UserError: fewer than two points.
     """
     if not isinstance(points, Integral) or points < 2:
         raise UserError(f"points: {points} given; allowed is a whole number, at least 2 (both endpoints)")
@@ -429,11 +410,11 @@ def curve(
     for i in range(points):
         share = i / (points - 1)
         traced = aligned.interpolate(share)
-        plain = evaluate(traced.net, test_images, labels, MEASURED)[0]
+        plain = evaluate(traced.net, test_images, labels, MEASURED).means()
         fixed = plain
         if 0 < i < points - 1:
             net = repaired(traced, aligned.targets(share), images)[0]
-            fixed = evaluate(net, test_images, labels, MEASURED)[0]
+            fixed = evaluate(net, test_images, labels, MEASURED).means()
         rows.append({"plain": plain, "repaired": fixed})
     return {way: {metric: [row[way][metric] for row in rows] for metric in ("accuracy", "loss")}
             for way in ("plain", "repaired")}  # fmt: skip

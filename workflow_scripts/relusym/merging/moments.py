@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relusym.channels.groups import Place
+from relusym.channels.groups import ChannelGroup
 
 CHUNK = 2048  # samples whose products are added up in float32
 CACHED = 2**18  # values processed at once on a CPU: they fit its cache, which all values of a wide map don't
@@ -21,13 +21,14 @@ def samples(activations: Tensor, dim: int = 1) -> Tensor:
     return x if x.ndim == 2 else x.movedim(dim, -1).reshape(-1, x.shape[dim])
 
 
-def samples_of(activations: Tensor, place: Place, size: int) -> Tensor:
-    """Samples (S, size) of the channels at a place of a node's output; each entry of a channel's block is a sample."""
-    x = samples(activations, place.dim)
+def group_output(group: ChannelGroup, output: Tensor) -> Tensor:
+    """A group's channels in its node's output, moved to dimension 1: (B, C, …), or (B, C, T) for tokens."""
+    place = group.matched
+    output = output.movedim(place.dim, 1)
     if place.entries is None and place.block == 1:
-        return x
-    x = x[:, place.index(size, x.device).flatten()].unflatten(1, (size, place.block))
-    return x.mT.flatten(0, 1)
+        return output
+    chosen = output[:, place.index(group.size, output.device).flatten()]
+    return chosen if place.block == 1 else chosen.unflatten(1, (group.size, place.block))
 
 
 def portions(*nets: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -23,7 +23,7 @@ from relusym.channels.tracing import layer_of
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, accuracy, evaluate
-from relusym.merging.aligned import Aligned, Targets, distinct, interpolate, pair_statistics
+from relusym.merging.aligned import Aligned, Targets, distinct, interpolate, joint_statistics
 from relusym.merging.merge import barrier
 from relusym.merging.repair import (
     LayerByLayer,
@@ -46,15 +46,10 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.Instance
 
 @dataclass(frozen=True)
 class Part:
-    """Layers that are merged together.
+    """Layers that are merged together."""
 
-    Attributes:
-        name: the layer, or the block that holds them.
-        tensors: their parameters and buffers, by their names in the state dict.
-    """
-
-    name: str
-    tensors: tuple[str, ...]
+    name: str  # of the layer, or of the block that holds them
+    tensors: tuple[str, ...]  # the names of their parameters and buffers in the state dict
 
 
 @dataclass(frozen=True)
@@ -113,15 +108,10 @@ def _by_depth(layers: list[tuple[str, list[str]]], depth: int) -> dict[str, list
 
 
 class Kept(dict[Which, dict[str, float]]):
-    """Scores of partial merges so far, and partly reset batch norms: what an interrupted call resumes from.
+    """Scores of partial merges so far, and partly reset batch norms: what an interrupted call resumes from."""
 
-    Attributes:
-        batches: the number of batches that the batch norms have read.
-        buffers: the batch norms' buffers after these batches.
-    """
-
-    batches: int = 0
-    buffers: Sequence[Tensor] = ()
+    batches: int = 0  # that the batch norms have read
+    buffers: Sequence[Tensor] = ()  # of the batch norms, after these batches
 
     def read(self, batches: int, buffers: Sequence[Tensor]) -> None:
         """Keep `buffers` as they are after this many batches."""
@@ -302,11 +292,7 @@ class _Stretch(Layers):
 
 
 class _Branches:
-    """All partial merges of a net with batch norm, each with its own batch norms.
-
-    Attributes:
-        norms: all batch norms.
-    """
+    """All partial merges of a net with batch norm, each with its own batch norms. `norms`: all batch norms."""
 
     def __init__(self, nets: PartialMerges):
         every = range(len(nets.parts))
@@ -386,18 +372,17 @@ def partial_merges(
         kept: the state of an interrupted call, from which this one resumes and which it keeps up to date.
     """
     traced = as_traced(first, images.shape)
-    statistics = pair_statistics(traced, traced.copied(second), images, []).statistics
+    statistics = joint_statistics([traced, traced.copied(second)], images, []).statistics
     nets = PartialMerges(traced, second, statistics, images)
-    end, labels = evaluate(traced.net, test, labels, metrics)
-    ends = end, evaluate(second, test, labels, metrics)[0]
+    end = evaluate(traced.net, test, labels, metrics)
+    labels = end.labels
+    other = evaluate(second, test, labels, metrics).means()
+    ends = {name: (mean + other[name]) / 2 for name, mean in end.means().items()}
     scores = Kept() if kept is None else kept
     compute = _side_by_side if traced.has_batch_norm and nets.apart else _one_by_one
     compute(nets, test, lambda: Scores(metrics, labels), scores, progress)
     barriers = {
-        which: {
-            name: metric.absolute_barrier(*(end[name] for end in ends), means[name])
-            for name, metric in metrics.items()
-        }
+        which: {name: metric.absolute_barrier(ends[name], means[name]) for name, metric in metrics.items()}
         for which, means in scores.items()
     }
     return [

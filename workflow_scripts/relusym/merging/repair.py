@@ -231,10 +231,8 @@ class LayerByLayer:
     def correct(self, targets: Mapping[str, Statistics], start: int, stop: int) -> dict[str, Rescaling]:
         """Correct the layers from the `start`-th node to before the `stop`-th that have target statistics.
 
-        Outputs that `measure` kept are rescaled; without them, the corrected layer runs again later.
-
-        Returns:
-            layer name → the rescaling that is fused into it.
+        Outputs that `measure` kept are rescaled; without them, the corrected layer runs again later. Returns layer name
+        → the rescaling that is fused into it.
         """
         rescalings = {}
         for place, node in enumerate(self.nodes[start:stop], start):
@@ -274,17 +272,13 @@ def repair(
 
 
 @torch.no_grad()
-def unfused(net: nn.Module, rescalings: dict[str, Rescaling], x: Tensor) -> Tensor:
-    """Logits of `net` on normalised images `x` with the rescalings applied after its layers instead of fused."""
-    hooks = [
-        net.get_submodule(name).register_forward_hook(lambda module, args, output, r=rescaling: r(output))
-        for name, rescaling in rescalings.items()
-    ]
-    try:
-        return answers(net, x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+def unfused(graph: fx.GraphModule, rescalings: dict[str, Rescaling], x: Tensor) -> Tensor:
+    """A net's logits on normalised images `x`, with the rescalings applied after its layers instead of fused."""
+    layers = {}
+    for name, rescaling in rescalings.items():
+        layer = graph.get_submodule(name)
+        layers[name] = lambda y, layer=layer, rescaling=rescaling: rescaling(layer(y))
+    return answers(Layers(graph, layers).run, x)
 
 
 @torch.no_grad()
@@ -292,13 +286,11 @@ def repaired(
     net: nn.Module | TracedNet, targets: dict[str, Statistics], images: ImageSource
 ) -> tuple[nn.Module, dict[str, float]]:
     """A merged net with its architecture's REPAIR, and a check of the fusing if REPAIR is fused into its layers.
+    UserError if the fused REPAIR differs from REPAIR applied after the layers.
 
     Args:
         net: the merged net.
         targets: as `repair` and `repair_blocks` take them.
-
-    Raises:
-        UserError: the fused REPAIR differs from REPAIR applied after the layers.
     """
     traced = as_traced(net, images.shape)
     net = traced.net
@@ -389,10 +381,8 @@ def block_statistics(net: nn.Module | TracedNet, images: ImageSource) -> dict[st
     """Statistics of the block outputs of an endpoint with batch norm, as REPAIR needs them.
 
     They are measured in training mode, on a copy: every layer reads activations normalised by their batch's statistics,
-    not by the trained ones, and means and variances are averaged over the batches.
-
-    Args:
-        net: the endpoint; it isn't changed.
+    not by the trained ones, and means and variances are averaged over the batches. `net`: the endpoint; it isn't
+    changed.
     """
     traced = as_traced(net, images.shape)
     graph = traced.module(deepcopy(traced.net))

@@ -165,10 +165,8 @@ def _keys(rows: np.ndarray, ordered: bool) -> np.ndarray:
 
 
 class PixelFlow(Flow):
-    """As `Flow`, but an entry's label is the pixel of the feature map that it lies at.
-
-    Attributes:
-        places: name in the state dict → the labels of that tensor's entries.
+    """As `Flow`, but an entry's label is the pixel of the feature map that it lies at. `places`: name in the state dict
+    → the labels of that tensor's entries.
     """
 
     what = "pixels"
@@ -204,10 +202,8 @@ class PixelFlow(Flow):
         return Labels(shape, self.relations.pixels(*shape[-2:]).reshape(1, 1, *shape[-2:]))
 
     def images(self, symmetry: Symmetry) -> np.ndarray:
-        """For every label, the one that τ moves to its place, int64 (labels,).
-
-        Raises:
-            UserError: a map's shape changes, or pixels that are combined are moved to pixels that aren't.
+        """For every label, the one that τ moves to its place, int64 (labels,). UserError if a map's shape changes, or
+        pixels that are combined are moved to pixels that aren't.
         """
         brought = np.arange(self.relations.count)
         grids, derived, opened = self.relations.grids, self.relations.derived, self.relations.opened
@@ -233,10 +229,8 @@ class PixelFlow(Flow):
         return brought
 
     def order(self, images: np.ndarray, labels: Tensor, name: str) -> Tensor:
-        """How entries with these labels are reordered: entry i is the former entry `order[i]`, int64 (n,).
-
-        Raises:
-            UserError: they belong to only a part of a map.
+        """How entries with these labels are reordered: entry i is the former entry `order[i]`, int64 (n,). UserError if
+        they belong to only a part of a map.
         """
         labels = labels.numpy()
         wanted = _brought(labels, images)
@@ -269,7 +263,7 @@ def _brought(labels: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 of_pixels = partial(handler, on="pixels")
 UNKNOWN = "its effect on pixels is unknown"
-RESIZING = handlers.conv, handlers.conv_function, handlers.spatial
+RESIZING = handlers.conv, handlers.spatial
 
 
 @of_pixels(*(key for key, known in REGISTERED.channels.items() if known in RESIZING))

@@ -38,20 +38,13 @@ SEARCHED = 64  # larger sizes that are tried; with a total stride of 32, the fit
 
 @dataclass(frozen=True)
 class Misfit:
-    """A layer that meets a size at which it isn't symmetric.
+    """A layer that meets a size at which it isn't symmetric."""
 
-    Attributes:
-        layer: its name.
-        stride, size: its stride, and the height or width in pixels that it meets.
-        left_over: pixels of its input left over at the far end; negative: pixels by which it reaches beyond the end.
-        pixels: the same in the image's pixels.
-    """
-
-    layer: str
+    layer: str  # its name
     stride: int
-    size: int
-    left_over: float
-    pixels: float
+    size: int  # the height or width in pixels that it meets
+    left_over: float  # pixels of its input left over at the far end; if negative, read beyond the end
+    pixels: float  # the same in the image's pixels
 
 
 @dataclass(frozen=True)
@@ -86,10 +79,8 @@ def axes(symmetry: Symmetry) -> tuple[int, ...]:
 def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry: Symmetry | str) -> Grid:
     """How the net's strides fit images of this shape (channels, height, width) under a symmetry.
 
-    For larger images, only shapes are computed.
-
-    Raises:
-        UserError: the net can't be traced, or doesn't take images of this shape.
+    For larger images, only shapes are computed. UserError if the net can't be traced, or doesn't take images of this
+    shape.
     """
     traced, symmetry = as_traced(net, image_shape), as_symmetry(symmetry)
     if ("grid", symmetry.name) not in traced.known:

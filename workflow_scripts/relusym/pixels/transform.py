@@ -25,13 +25,9 @@ def transformed(
     """The net Φ̂ with Φ̂(τx) = τΦ(x), as `Symmetry.transform`, for nets of every kind.
 
     Besides kernels, it moves weights of single pixels: the inputs of a linear layer that reads a map of several pixels,
-    norms after a flatten, position embeddings, tables of relative positions.
-
-    Args:
-        image_shape: one image's channels, height and width; None: (3, 32, 32), or a traced net's.
-
-    Raises:
-        UserError: an operation whose effect on pixels is unknown, or that doesn't commute with τ, named.
+    norms after a flatten, position embeddings, tables of relative positions. UserError names an operation whose effect
+    on pixels is unknown, or that doesn't commute with τ. `image_shape`: one image's channels, height and width; None:
+    (3, 32, 32), or a traced net's.
     """
     traced = as_traced(net, image_shape)
     return _moved(traced, traced.net, symmetry)
@@ -45,9 +41,7 @@ def flip(
     """The flipped net, which computes on flipped images what the net does on images; arguments as in `transformed`.
 
     Where strides aren't symmetric, it is off by `Grid.offset`, and unchecked if they are symmetric at no size tried.
-
-    Raises:
-        UserError: as in `transformed`; or the flipped net is wrong at values drawn at random, in float64.
+    UserError as in `transformed`, or if the flipped net is wrong at values drawn at random, in float64.
     """
     traced, symmetry = as_traced(net, image_shape), as_symmetry(symmetry)
     check_planted(traced, symmetry)
@@ -77,13 +71,9 @@ def _moved(traced: TracedNet, net: nn.Module, symmetry: Symmetry) -> nn.Module:
 def check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
     """The relative difference of Φ̂(τx) from τΦ(x) at planted values, in float64; rounding where Φ̂ is right.
 
-    Images have the traced size, or, if strides can't be equivariant there, the next size at which they can.
-
-    Returns:
-        None: unchecked, since there is no such size, or the net takes images of one size only.
-
-    Raises:
-        UserError: the difference is more than rounding; the first layer where it shows is named.
+    Images have the traced size, or, if strides can't be equivariant there, the next size at which they can. UserError
+    if the difference is more than rounding; the first layer where it shows is named. None if unchecked, since there is
+    no such size, or the net takes images of one size only.
     """
     if ("planted", symmetry.name) not in traced.known:
         traced.known["planted", symmetry.name] = _check_planted(traced, symmetry)

@@ -571,21 +571,22 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         progress("nets and images", 0)
         nets, preset = _nets(options)
         on = _inputs(options, nets, preset)
+        first, *others = nets
         if options.which in ("reset", "repaired"):
-            traced = TracedNet(nets[0], on.test.shape)
-            if options.which == "reset" and not traced.has_batch_norm:
+            first = TracedNet(first, on.test.shape)
+            if options.which == "reset" and not first.has_batch_norm:
                 raise UserError(
                     "--which: reset given, but for a net without batch norm, allowed is halfway or repaired"
                 )
-            if options.which == "repaired" and not held_by_layers(traced.module()):
-                raise UserError(_not_held("repaired", ["reset"] * traced.has_batch_norm + ["halfway"]))
+            if options.which == "repaired" and not held_by_layers(first.module()):
+                raise UserError(_not_held("repaired", ["reset"] * first.has_batch_norm + ["halfway"]))
         progress("matching and merging", 0)
         how = {"metrics": on.metrics}
         if several:
-            merged = merge_many(nets, on.match, on.test, on.labels, **how)
+            merged = merge_many([first, *others], on.match, on.test, on.labels, **how)
         else:
             how |= {"matching": options.matching, "seed": options.seed}
-            merged = merge(*nets, on.match, on.test, on.labels, **how)
+            merged = merge(first, *others, on.match, on.test, on.labels, **how)
         progress("baselines", 0)
         beside = baselines(nets, SYMMETRIES[options.symmetry], on.test, merged.labels, on.metrics)
         line = {}

@@ -1,11 +1,13 @@
 """Make, fine-tune, measure and time the exact GCNN of any net, and write it so that it doesn't need this library."""
 
 import json
+import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +25,7 @@ from relusym.evaluation.invariance import Averaged, invariance_error
 from relusym.evaluation.logits import check_net
 from relusym.evaluation.metrics import TOP_1, check_metrics, evaluate
 from relusym.merging.aligned import align
-from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn
+from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, representations
 from relusym.merging.folded import folded, fused, multiplications
 from relusym.merging.identities import check_transformed
 from relusym.merging.merge import fixed_notes
@@ -38,6 +40,7 @@ from relusym.training.recipe import Recipe
 from relusym.whole_files import check_writable, write_text, write_whole
 
 FILES = ("exact.safetensors", "exact.pt2", "exact.json")
+CPU = torch.device("cpu")
 BATCHES = (1, 10, 100)  # batch sizes at which nets are timed
 ROUNDS, LEAST_ROUNDS, MOST_SECONDS = 21, 3, 60.0
 NETS = {
@@ -126,6 +129,8 @@ def exact(
     progress: Progress = lambda stage, done: None,
 ) -> Exact:
     """Make the exact GCNN of a net: involution matching, the halfway net with REPAIR, projection, and any fine-tuning.
+    UserError as in `flip_merge`, for a symmetry whose order isn't 2, for a net with attention heads or group norms, or
+    if the fine-tuning diverges.
 
     Args:
         net: isn't changed.
@@ -137,10 +142,6 @@ def exact(
         timing: whether nets are timed, at the batch sizes `BATCHES`; with `compiled`, after `torch.compile`.
         handlers: of layers that PyTorch doesn't have, as in `merge`.
         progress: called with each stage's name and the share of it that is done.
-
-    Raises:
-        UserError: a symmetry whose order isn't 2; a net with attention heads or group norms; the fine-tuning
-            diverges; or as in `flip_merge`.
     """
     symmetry = as_flip(symmetry)
     test = as_images(images)
@@ -170,16 +171,14 @@ def exact(
     progress("measuring", 0)
     accuracy, used = {}, labels  # without labels, the net's predictions are used
     for key, module in {"net": traced.net, "test_time": Averaged(traced.net, symmetry), **nets}.items():
-        scores, used = evaluate(module, test, used, {"accuracy": TOP_1})
-        accuracy[key] = scores["accuracy"]
-    order = {group: partner.tolist() for group, partner in permutations.items()}
-    fixed = {group: sum(i == j for i, j in enumerate(partners)) for group, partners in order.items()}
+        scores = evaluate(module, test, used, {"accuracy": TOP_1})
+        accuracy[key], used = scores.means()["accuracy"], scores.labels
     met = grid(traced, test.shape, symmetry)
     called = name or type(net).__name__
     result = Exact(
         name=called,
         symmetry=symmetry.name,
-        labelled=labels is not None or next(iter(test.pairs(torch.device("cpu"))))[1] is not None,
+        labelled=labels is not None or next(iter(test.pairs(CPU)))[1] is not None,
         images=len(test),
         matched_images=len(match),
         image_shape=test.shape,
@@ -190,22 +189,15 @@ def exact(
             "exact": tied.free_parameters,
         },
         multiplications={"net": multiplications(traced, traced.net), "exact": multiplications(traced, fast)},
-        representations={
-            group: {"fixed": fixed[group], "swapped": len(partners) - fixed[group]}
-            for group, partners in order.items()
-        },
-        permutations=order,
+        representations=representations(permutations),
+        permutations={group: partner.tolist() for group, partner in permutations.items()},
         similarity=aligned.similarity,
         grid=met,
         plain=plain,
         folded=fast,
         fine_tuning=fine_tuning,
         compiled=compiled,
-        notes=[
-            *grid_warning(met, called),
-            *([] if met.symmetric else [NOT_INVARIANT]),
-            *fixed_notes(traced),
-        ],
+        notes=[*grid_warning(met, called), *([] if met.symmetric else [NOT_INVARIANT]), *fixed_notes(traced)],
     )
     if timing:
         progress("timing", 0)
@@ -264,20 +256,29 @@ def seconds(nets: Mapping[str, nn.Module], shape: tuple[int, ...], count: int) -
     """Median seconds per batch of `count` images, the nets taking turns; on a CPU, CPU time of the process."""
     device = device_of(next(iter(nets.values())))
     x = torch.randn(count, *shape, device=device).contiguous(memory_format=torch.channels_last)
-    on_cpu = device.type == "cpu"
-    clock = time.process_time if on_cpu else time.perf_counter
-    taken: dict[str, list[float]] = {name: [] for name in nets}
-    for net in nets.values():
-        net.eval()(x)
-    end = time.perf_counter() + MOST_SECONDS
-    while len(taken["net"]) < LEAST_ROUNDS or (len(taken["net"]) < ROUNDS and time.perf_counter() < end):
-        for name, net in nets.items():
+    taken = by_turns([partial(net.eval(), x) for net in nets.values()], ROUNDS, MOST_SECONDS, device)
+    return {name: median(times) for name, times in zip(nets, taken, strict=True)}
+
+
+def by_turns(
+    calls: Sequence[Callable[[], Any]], rounds: int, most: float = math.inf, device: torch.device = CPU
+) -> list[list[float]]:
+    """Seconds that each call took in each round, after a warm-up; on a CPU, CPU time of the process.
+
+    After `most` seconds, there are no more rounds than `LEAST_ROUNDS`.
+    """
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    for call in calls:
+        call()
+    taken, end = [[] for _ in calls], time.perf_counter() + most
+    while (done := len(taken[-1])) < rounds and (done < LEAST_ROUNDS or time.perf_counter() < end):
+        for call, times in zip(calls, taken, strict=True):
             start = clock()
-            net(x)
-            if not on_cpu:
+            call()
+            if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken[name].append(clock() - start)
-    return {name: median(rounds) for name, rounds in taken.items()}
+            times.append(clock() - start)
+    return taken
 
 
 def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:

@@ -26,18 +26,10 @@ from relusym.evaluation.logits import evaluating
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
 from relusym.matching import WITH_FACTORS
 from relusym.merging.aligned import Lockstep
-from relusym.merging.layers import (
-    Conv,
-    ErrorShares,
-    Layer,
-    convs,
-    equivariance_errors,
-    group_actions,
-    group_output,
-    layers,
-)
+from relusym.merging.layers import Conv, ErrorShares, Layer, convs, equivariance_errors, group_actions, layers
 from relusym.merging.lie_derivative import LieDerivative, lie_derivative
 from relusym.merging.merge import METRICS, Merge, curve, flip_merge
+from relusym.merging.moments import group_output
 from relusym.merging.partial import Kept, Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
@@ -198,6 +190,7 @@ def report(
     unfinished: Path | None = None,
 ) -> Report:
     """Measure how a net encodes a symmetry: as a whole, layer by layer, and where a merge with its flipped self fails.
+    UserError as in `flip_merge`, or if the matching is one with factors, by which layers can't be compared.
 
     Args:
         net: isn't changed.
@@ -217,9 +210,6 @@ def report(
         unfinished: a file that keeps partial merges, so that an interrupted report resumes at its last layer or, for a
             net with batch norm, whose layers are merged side by side, at one of the last batches that statistics were
             measured on. The caller removes the file.
-
-    Raises:
-        UserError: as in `flip_merge`; or the matching is one with factors, by which layers can't be compared.
     """
     if matching in WITH_FACTORS:
         raise UserError(f"matching {matching}: not for reports, which compare layers by permutations alone")
@@ -322,7 +312,7 @@ def baselines(
     if labels.ndim == 1:
         nets["flips"] = Averaged(merged[0], symmetry)
     metrics = {"accuracy": TOP_1, **metrics}
-    return {name: evaluate(net, test, labels, metrics)[0] for name, net in nets.items()}
+    return {name: evaluate(net, test, labels, metrics).means() for name, net in nets.items()}
 
 
 @torch.no_grad()
