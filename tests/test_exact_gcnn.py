@@ -16,6 +16,7 @@ from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.merging.exact_gcnn import exact_gcnn, matched_self, orbits, project
 from relusym.merging.folded import Folded, folded, fused, largest, multiplications
+from relusym.merging.identities import largest_difference as difference
 from relusym.nets.tied import TiedNet
 from relusym.nets.vgg import VGG11
 from relusym.reporting.command import main
@@ -201,10 +202,6 @@ def planted(net, shape, symmetry, fixed_share=0.0):
     return traced.copied(tied.to_plain().eval()), permutations, tied.free_parameters
 
 
-def difference(one, other):
-    return float((one - other).abs().max() / one.abs().max())
-
-
 @pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, VERTICAL_FLIP], ids=lambda symmetry: symmetry.name)
 @pytest.mark.parametrize("name", MADE)
@@ -335,17 +332,14 @@ def test_layers_of_a_net_to_compile_are_not_folded_if_padding_to_sixteens_costs_
         assert difference(net.net(x), fast(x)) < 1e-5 and difference(fast(x), fast(x.flip(-1))) < 1e-5
 
 
-class Narrow(nn.Module):
+@net_of(lambda: {
+    "first": nn.Conv2d(3, 128, 3, padding=1), "second": nn.Conv2d(128, 128, 3, padding=1),
+    "head": nn.Linear(128, 4),
+})  # fmt: skip
+def Narrow(self, x):
     """A convolution from 128 to 128 channels, which is worth folding only in a compiled net."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding=1)
-        self.head = nn.Linear(128, 4)
-
-    def forward(self, x):
-        y = torch.relu(self.second(torch.relu(self.first(x))))
-        return self.head(nn.functional.adaptive_avg_pool2d(y, 1).flatten(1))
+    y = torch.relu(self.second(torch.relu(self.first(x))))
+    return self.head(nn.functional.adaptive_avg_pool2d(y, 1).flatten(1))
 
 
 @pytest.fixture(scope="module")

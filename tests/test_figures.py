@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from relusym import checkpoint
 from relusym.channels.groups import permute
-from relusym.channels.traced import channel_groups
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.findings import declared
@@ -50,8 +50,8 @@ def a_net(group_convs=0):
 
 def arrays_of(net, permutations):
     """The arrays of a net's filters that a merge with these permutations stores."""
-    named = {f"conv{i}": order.tolist() for i, order in enumerate(permutations, start=1)}
-    return filter_arrays(net.to_plain(), HORIZONTAL_FLIP, named, (3, 32, 32), 0)
+    named = {f"conv{i}": order for i, order in enumerate(permutations, start=1)}
+    return filter_arrays(TracedNet(net.to_plain()), HORIZONTAL_FLIP, named, 0)
 
 
 def kept(folder, group_convs=0, permutations=None, model="cnn"):

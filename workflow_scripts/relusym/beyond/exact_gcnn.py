@@ -13,7 +13,7 @@ from relusym.beyond import declaration
 from relusym.errors import UserError
 from relusym.record_types import Count, Fields, NotNegative, Share, Shares
 from relusym.schema import Count as CountOption
-from relusym.schema import Positive, Section, remark
+from relusym.schema import Positive, Section, key, remark
 from relusym.symmetry import SYMMETRIES
 from relusym.training.recipe import Recipe
 from relusym.whole_files import sha256
@@ -30,19 +30,17 @@ Record = dict[str, Any]
 class FineTuning(Section):
     """Fine-tuning of the exact GCNN and of the net itself."""
 
-    epochs: CountOption = Field(description="over the training images")
-    learning_rate: Positive = Field(description="the peak, at the start")
+    epochs: CountOption = key("over the training images")
+    learning_rate: Positive = key("the peak, at the start")
 
 
 class Options(declaration.Options):
     """A net turned into an exact GCNN, and fine-tuned."""
 
-    matching: Literal["involution"] = Field(
-        "involution", description="the only matching whose halfway net is a GCNN"
-    )
-    fine_tuning: FineTuning = Field(FineTuning(epochs=2, learning_rate=0.005), description="of both nets")
-    from_scratch: declaration.Parts = Field(
-        [], description="which of `models` also have their mixture trained from scratch"
+    matching: Literal["involution"] = key("the only matching whose halfway net is a GCNN", "involution")
+    fine_tuning: FineTuning = key("of both nets", FineTuning(epochs=2, learning_rate=0.005))
+    from_scratch: declaration.Parts = key(
+        "which of `models` also have their mixture trained from scratch", []
     )
 
 
@@ -108,17 +106,15 @@ def settings(section: dict, model: str, upstream: Record, snapshots: list[int]) 
 
 
 def measure(job: declaration.Job) -> Record:
-    """The fields of `Body` for one net, whose exact GCNN is kept beside the checkpoints.
-
-    Raises:
-        UserError: fine-tuning diverged; the exact GCNN breaks the kernel constraint.
+    """The fields of `Body` for one net, whose exact GCNN is kept beside the checkpoints. UserError if fine-tuning
+    diverged, or if the exact GCNN breaks the kernel constraint.
     """
     import torch
 
     from relusym.evaluation.invariance import Averaged, invariance_error
     from relusym.evaluation.metrics import accuracy as accuracy_of
     from relusym.merging.aligned import align
-    from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, orbits
+    from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, orbits, representations
     from relusym.merging.identities import hold
     from relusym.merging.layers import filters_and_matches
     from relusym.nets.tied import TiedNet
@@ -163,10 +159,6 @@ def measure(job: declaration.Job) -> Record:
     measured = [name for name in tested if name != "fine_tuned"]
     permutations = {name: order.tolist() for name, order in aligned.permutations.items()}
     save(job.beside, tuned, job.settings["trained"][0], permutations, job.images.shape)
-    representations = {}
-    for name, order in aligned.permutations.items():
-        fixed = int((order == torch.arange(len(order))).sum())
-        representations[name] = {"fixed": fixed, "swapped": len(order) - fixed}
     kernels = filters_and_matches(tuned.to_plain(), symmetry, aligned.groups, aligned.permutations)
     constraint = {"kernel_constraint": max(float((a - b).abs().max()) for a, b in kernels.values())}
     hold(constraint)
@@ -177,7 +169,7 @@ def measure(job: declaration.Job) -> Record:
             "net": sum(parameter.numel() for parameter in net.parameters()),
             "exact": tuned.free_parameters,
         },
-        "representations": representations,
+        "representations": representations(aligned.permutations),
         "precision": precision_name(recipe.precision, job.device),
         "outputs": {"exact_gcnn": sha256(job.beside)},
     }
@@ -226,11 +218,7 @@ def save(
 
 
 def load(path: Path, device: torch.device) -> TiedNet:
-    """An exact GCNN, in evaluation mode.
-
-    Raises:
-        UserError: the checkpoint is truncated, or doesn't hold an exact GCNN.
-    """
+    """An exact GCNN, in evaluation mode. UserError if the checkpoint is truncated, or doesn't hold an exact GCNN."""
     import torch
 
     from relusym import nets

@@ -102,24 +102,18 @@ BLUR_SHARE, BLUR = 0.5, (0.1, 2.0)  # and the range of its standard deviation, i
 LUMA = (0.299, 0.587, 0.114)
 
 
-class RandomPower(nn.Module):
-    """A random power of a symmetry's generator on an image (3, H, H), as a transform like torchvision's."""
-
-    def __init__(self, symmetry: Symmetry):
-        super().__init__()
-        self.symmetry = symmetry
-
-    def forward(self, image: Tensor) -> Tensor:
-        for _ in range(int(random_powers(torch.rand(()), self.symmetry.order))):
-            image = self.symmetry.act(image)
-        return image
+def random_power(symmetry: Symmetry, image: Tensor) -> Tensor:
+    """A random power of a symmetry's generator on an image (3, H, H), drawn as in torchvision's transforms."""
+    for _ in range(int(random_powers(torch.rand(()), symmetry.order))):
+        image = symmetry.act(image)
+    return image
 
 
 def crop_transform(size: int, symmetry: Symmetry | None) -> nn.Module:
     """torchvision's reference for training: random resized crop and symmetry; PIL image → uint8 (3, size, size)."""
     from torchvision.transforms import v2  # here, since it doubles the start-up of every job
 
-    power = [RandomPower(symmetry)] if symmetry else []
+    power = [partial(random_power, symmetry)] if symmetry else []
     return v2.Compose([v2.RandomResizedCrop(size), v2.PILToTensor(), *power])
 
 
@@ -136,7 +130,7 @@ def view_transform(size: int, symmetry: Symmetry | None) -> nn.Module:
             v2.RandomGrayscale(GREY_SHARE),
             v2.RandomApply([blur], BLUR_SHARE),
             v2.PILToTensor(),
-            *([RandomPower(symmetry)] if symmetry else []),
+            *([partial(random_power, symmetry)] if symmetry else []),
         ]
     )
 

@@ -1,13 +1,14 @@
 """A training's batches, of small images kept on the device or of ImageNet's files."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from relusym.data.augmentation import (
@@ -132,7 +133,7 @@ class ImageFiles:
         processes: int = 1,
     ):
         transform = (crop_transform if views == 1 else view_transform)(size, symmetry)
-        folder = image_folder(root, Views(transform, views))
+        folder = image_folder(root, partial(views_of, transform, views))
         self.batch_size, self.steps = batch_size, _steps(len(folder), batch_size)
         self.classes, self.device, self.normalise = len(folder.classes), device, normalise
         self.order = _Order(len(folder), batch_size, seed, name, slice(rank, None, processes))
@@ -150,10 +151,10 @@ class ImageFiles:
         """As in `TrainingBatches`; the first batches aren't read."""
         self.order.epoch, self.order.start = number, start
         for views, labels in self.loader:
-            yield (
-                tuple(to_device(view, self.device, self.normalise) for view in views),
-                labels.to(self.device, non_blocking=True),
-            )
+            on_device = (view.to(self.device, non_blocking=True).permute(0, 2, 3, 1) for view in views)
+            normalised = (self.normalise(view) for view in on_device)
+            channels_last = tuple(x.contiguous(memory_format=torch.channels_last) for x in normalised)
+            yield channels_last, labels.to(self.device, non_blocking=True)
 
 
 class _Order(Sampler):
@@ -185,17 +186,8 @@ class _Drawn(Dataset):
             torch.set_rng_state(before)
 
 
-def to_device(view: Tensor, device: torch.device, normalise: Normalise) -> Tensor:
-    """uint8 (B, 3, H, W) → normalised float32 on `device`, channels last."""
-    view = view.to(device, non_blocking=True)
-    return normalise(view.permute(0, 2, 3, 1)).contiguous(memory_format=torch.channels_last)
-
-
-class Views:
-    """A transform that returns `count` random views of an image."""
-
-    def __init__(self, transform: nn.Module | Callable, count: int):
-        self.transform, self.count = transform, count
-
-    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
-        return tuple(self.transform(image) for _ in range(self.count))
+def views_of(
+    transform: Callable[[Image.Image], Tensor], count: int, image: Image.Image
+) -> tuple[Tensor, ...]:
+    """`count` random views of an image."""
+    return tuple(transform(image) for _ in range(count))

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from relusym import cifar10
 from relusym.data import CIFAR10, ENDINGS
-from relusym.data.image_set import SPLITS, ImageSet, SplitHash, header, save, split_digest
+from relusym.data.image_set import SPLITS, ImageSet, header, hexdigest, save, split_digest
 from relusym.errors import UserError
 from relusym.randomness import generator
 from relusym.whole_files import open_file, write_whole
@@ -222,19 +221,13 @@ def prepare_imagenet(
     about = header(classes, dict.fromkeys(SPLITS, "0" * 64))  # the digests are known at the end
     with _in_pieces(to, layout, about) as arrays:
         for split, some in chosen.items():
-            done, digest = 0, SplitHash()
-            for images, labels in DataLoader(some, BATCH, num_workers=workers, collate_fn=_collate):
+            done, pixels, classified = 0, arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            for images, labels in DataLoader(some, BATCH, num_workers=workers):
                 part = slice(done, done + len(labels))
-                arrays[f"{split}_images"][part], arrays[f"{split}_labels"][part] = images, labels
-                digest.update(images.numpy(), labels.numpy())
+                pixels[part], classified[part] = images.permute(0, 2, 3, 1), labels
                 done += len(labels)
-            about["splits"][split] = digest.hexdigest(classes)
+            about["splits"][split] = hexdigest(pixels, classified, classes)
         about |= header(classes, about["splits"])
-
-
-def _collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    images = torch.stack([image for image, _ in samples]).permute(0, 2, 3, 1)
-    return images, torch.tensor([label for _, label in samples])
 
 
 @contextmanager

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from relusym import checkpoint
-from relusym.data import digest
 from relusym.errors import UserError
-
-__all__ = ["ImageSet", "SplitHash", "digest", "header", "load", "resized", "save", "split_digest", "subset"]
 
 SPLITS = ("train", "test")
 
@@ -30,24 +27,11 @@ class ImageSet:
     source: str = ""
 
 
-class SplitHash:
-    """SHA-256 of a split's classes, labels and images, which may come in pieces."""
-
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] = ()
-        self.count, self.labels, self.images = 0, hashlib.sha256(), hashlib.sha256()
-
-    def update(self, images: np.ndarray, labels: np.ndarray) -> "SplitHash":
-        """Add uint8 (B, H, W, 3) and int64 (B,)."""
-        self.count, self.shape = self.count + len(labels), images.shape[1:]
-        self.images.update(np.ascontiguousarray(images).reshape(-1))
-        self.labels.update(np.ascontiguousarray(labels, "<i8"))
-        return self
-
-    def hexdigest(self, classes: Iterable[str]) -> str:
-        """The digest of everything added."""
-        about = [*classes], [self.count, *self.shape], self.labels.hexdigest(), self.images.hexdigest()
-        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+def hexdigest(images: np.ndarray, labels: np.ndarray, classes: Iterable[str]) -> str:
+    """SHA-256 of images uint8 (N, H, W, 3), labels int64 (N,) and the classes' names."""
+    parts = np.ascontiguousarray(labels, "<i8"), np.ascontiguousarray(images).reshape(-1)
+    about = [*classes], [*images.shape], *(hashlib.sha256(part).hexdigest() for part in parts)
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def header(classes: Iterable[str], splits: dict[str, str]) -> dict[str, Any]:
@@ -99,7 +83,7 @@ def load(
 
 def split_digest(split: ImageSet) -> str:
     """SHA-256 of a split's classes, labels and images."""
-    return SplitHash().update(split.images.cpu().numpy(), split.labels.cpu().numpy()).hexdigest(split.classes)
+    return hexdigest(split.images.cpu().numpy(), split.labels.cpu().numpy(), split.classes)
 
 
 def _of_no_class(split: ImageSet) -> str | None:
@@ -122,9 +106,9 @@ def subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
     return replace(images, images=images.images[chosen], labels=images.labels[chosen])
 
 
-def resized(images: ImageSet, size: int) -> ImageSet:
-    """Its images scaled bilinearly to (N, size, size, 3); mirroring commutes with the scaling."""
-    if images.images.shape[1:3] == (size, size):
+def resized(images: ImageSet, size: int | None) -> ImageSet:
+    """Its images scaled bilinearly to (N, size, size, 3), which commutes with mirroring; None: as they are."""
+    if size is None or images.images.shape[1:3] == (size, size):
         return images
     scaled = [
         torch.nn.functional.interpolate(some.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear")

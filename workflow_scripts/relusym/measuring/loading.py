@@ -43,18 +43,14 @@ def training_images(data: Path, settings: Record, label: str, device: torch.devi
     images = image_set.load(data, "train", device, source=label)
     if settings["dataset"] != "imagenet":  # ImageNet's file holds only the subset, at its size
         images = image_set.subset(images, settings["train_images"], settings["seed"])
-        images = _sized(images, settings["size"])
+        images = image_set.resized(images, settings["size"])
     return images
 
 
 def test_images(data: Path, settings: Record, label: str, device: torch.device) -> ImageSet:
     """The images that accuracy is measured on, at the net's size."""
     images = image_set.load(data, "test", device, source=label)
-    return images if settings["dataset"] == "imagenet" else _sized(images, settings["size"])
-
-
-def _sized(images: ImageSet, size: int | None) -> ImageSet:
-    return images if size is None else image_set.resized(images, size)
+    return images if settings["dataset"] == "imagenet" else image_set.resized(images, settings["size"])
 
 
 def normalise_of(settings: Record) -> augmentation.Normalise:

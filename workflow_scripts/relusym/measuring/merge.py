@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relusym import checkpoint, nets
 from relusym.beyond import MEASUREMENTS
-from relusym.channels.traced import channel_groups
+from relusym.channels.traced import TracedNet
 from relusym.data import image_set
 from relusym.data.image_set import ImageSet
 from relusym.errors import UserError
@@ -51,25 +51,21 @@ def projection_to_rgb(channels: int, seed: int) -> np.ndarray:
 
 
 def filter_arrays(
-    net: nn.Module,
-    symmetry: Symmetry,
-    permutations: dict[str, list[int]],
-    image_shape: tuple[int, ...],
-    projection_seed: int,
+    traced: TracedNet, symmetry: Symmetry, permutations: dict[str, Tensor], projection_seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The arrays of an ordinary net that `findings.frames.Filters` describes, and the violation of equation (3), conv
     name → ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖.
 
     Args:
-        permutations: group name → list; channel i is matched to channel `permutation[i]` of the flipped net.
-        image_shape: of one image, (channels, height, width).
+        permutations: group name → int64 (C,): channel i is matched to channel `permutation[i]` of the flipped net.
         projection_seed: seed of the projection of input channels to RGB.
     """
-    groups = channel_groups(net, image_shape)
-    orders = {name: torch.tensor(permutation) for name, permutation in permutations.items()}
+    groups = traced.groups
     writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}
     arrays, constraint = {}, {}
-    for number, (conv, pair) in enumerate(filters_and_matches(net, symmetry, groups, orders).items()):
+    for number, (conv, pair) in enumerate(
+        filters_and_matches(traced, symmetry, groups, permutations).items()
+    ):
         name = conv.removeprefix("features.")
         constraint[name] = kernel_constraint(*pair)
         psi, matched = (kernel.cpu().numpy() for kernel in pair)
@@ -251,11 +247,13 @@ def merge_record(job: MergeJob) -> Record:
             )
             merged: Merge = flip_merge(*job.plain, job.images, job.test, job.labels, symmetry=symmetry, **how)
             arrays, about["kernel_constraint"] = filter_arrays(
-                *(job.plain[0], symmetry, merged.permutations, job.images.shape), settings["projection_seed"]
+                merged.traced, symmetry, merged.aligned.permutations, settings["projection_seed"]
             )
         else:
             merged = merge(*job.plain, job.images, job.test, job.labels, **how)
-        constraint = {"kernel_constraint": max(map(group_conv_constraint, job.nets))}
+        group_convs = [conv for net in job.nets for conv in net.modules() if isinstance(conv, RegularConv2d)]
+        violations = (conv.check_kernel_constraint() for conv in group_convs)
+        constraint = {"kernel_constraint": max(violations, default=0.0)}
         hold(constraint)
         merged.checks |= constraint
         record |= merged.body()
@@ -273,9 +271,3 @@ def measure_record(kind: str, job: MergeJob) -> Record:
         record["outputs"] |= body.pop("outputs", {})
         record |= body
     return record | meter.fields()
-
-
-def group_conv_constraint(net: nn.Module) -> float:
-    """The largest violation of equation (3) by a group conv of `net`; 0 if it has no group conv."""
-    convs = [module for module in net.modules() if isinstance(module, RegularConv2d)]
-    return max((conv.check_kernel_constraint() for conv in convs), default=0.0)

@@ -8,7 +8,7 @@ public code, ngruver/lie-deriv). The transformations are continuous; a flip isn'
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -49,10 +49,6 @@ class LieDerivative:
     layers: dict[str, dict[str, float]]
     total: dict[str, float]
     images: int
-
-    def numbers(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return asdict(self)
 
 
 def generators(x: Tensor, dims: tuple[int, int], size: tuple[int, int], *, circular: bool = False) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from relusym import cifar10
 from relusym.data.folder import open_image
-from relusym.data.image_set import SplitHash
+from relusym.data.image_set import hexdigest
 from relusym.errors import UserError, listed
 from relusym.evaluation.images import as_pixels, whole_numbers
 from relusym.nets.weights import read_contents
@@ -143,7 +143,7 @@ def read(
 
 def _from_cifar10(version: str, at: Path, split: str, labels: str | None) -> Pictures:
     pixels, official = cifar10.read(at, version, [split])[split]
-    digest = SplitHash().update(pixels, official).hexdigest(cifar10.CLASSES)
+    digest = hexdigest(pixels, official, cifar10.CLASSES)
     notes = () if digest == cifar10.SPLIT_DIGESTS[split] else (f"{at}: {cifar10.doubt(digest, split)}",)
     known = _labels(labels) if labels else torch.from_numpy(official)
     _check_count(known, len(pixels))

@@ -131,7 +131,7 @@ class Report:
                 for partial in self.partial
             ],
             "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
-            **({"lie_derivative": self.lie.numbers()} if self.lie else {}),
+            **({"lie_derivative": asdict(self.lie)} if self.lie else {}),
         }
 
 
