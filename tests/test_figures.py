@@ -50,7 +50,7 @@ def a_net(group_convs=0):
 
 def arrays_of(net, permutations):
     """The arrays of a net's filters that a merge with these permutations stores."""
-    named = {f"conv{i}": order for i, order in enumerate(permutations, start=1)}
+    named = {f"conv{i}": torch.as_tensor(order) for i, order in enumerate(permutations, start=1)}
     return filter_arrays(TracedNet(net.to_plain()), HORIZONTAL_FLIP, named, 0)
 
 

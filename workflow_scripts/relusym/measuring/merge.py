@@ -75,7 +75,7 @@ def filter_arrays(
             if psi.shape[1] != RGB:
                 both = np.einsum("rc,nochw->norhw", projection_to_rgb(psi.shape[1], projection_seed), both)
             arrays[name] = both.astype(np.float16)  # precise enough for pictures
-            arrays[f"permutation.{name}"] = np.array(permutations[writes[f"{conv}.weight"]], np.int16)
+            arrays[f"permutation.{name}"] = permutations[writes[f"{conv}.weight"]].short().cpu().numpy()
     return arrays, constraint
 
 
