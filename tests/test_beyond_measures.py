@@ -72,7 +72,7 @@ def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(aligned, l
         assert len(accuracy) == len(curves[way]["loss"]) == 5
         assert (accuracy[0], accuracy[-1]) == (merged.accuracy["net"], merged.accuracy["flipped"])
         assert accuracy[2] == pytest.approx(merged.accuracy[middle], abs=1 / 60)
-        loss = evaluate(merged.nets[middle], IMAGES, labels, MEASURED)[0]["loss"]
+        loss = evaluate(merged.nets[middle], IMAGES, labels, MEASURED).means()["loss"]
         assert curves[way]["loss"][2] == pytest.approx(loss, rel=1e-4)
 
 
