@@ -2,13 +2,14 @@
 
     python tests/public_nets.py torchvision    # `make nets`: one net of each family
     python tests/public_nets.py others         # a quarter of an hour on one core; needs timm and transformers
-    python tests/public_nets.py NAME …         # only these rows, such as `torchvision:resnet152`
+    python tests/public_nets.py NAME …         # prints the rows of these nets, such as `torchvision:resnet152`
 
 It needs no network access: all weights are random. A page is rewritten after each net.
 """
 
 import os
 import sys
+import textwrap
 import warnings
 from ast import literal_eval
 from collections import Counter
@@ -153,6 +154,7 @@ def rows(page):
 def written(page, measured):
     title, nets, command, other = PAGES[page]
     right = [row for row in measured.values() if row.groups and row.difference < 1e-10]
+    whole = [name for name, row in sorted(measured.items()) if row in right and row.share > 0.999]
     lines = [
         f"# {title}",
         "",
@@ -163,12 +165,15 @@ def written(page, measured):
         "To merge your net, see [library.md](library.md); for a layer of your own, [extending.md](extending.md).",
         other,
         "",
-        f"{len(right)} of {len(measured)} work, {sum(row.share > 0.999 for row in right)} of them with all channels. "
+        f"{len(right)} of {len(measured)} work, {len(whole)} of them with all channels. "
         f"Relative to the largest logit, the largest difference is {max(row.difference for row in right):.0e}.",
         "",
         "| net | size | groups | share | difference | |",
         "|---|---:|---:|---:|---:|---|",
     ]
+    if page == "other_nets":  # too many for a table
+        lines[-2:-2] = [textwrap.fill(f"All channels: {', '.join(whole)}.", 110, break_on_hyphens=False), ""]
+        measured = {name: row for name, row in measured.items() if name not in whole}
     for name, (size, groups, part, difference, note) in sorted(measured.items()):
         note = "**wrong**" if groups and not difference < 1e-10 else note
         lines.append(f"| {name} | {size} | {groups} | {part:.3f} | {difference:.1e} | {note} |")
@@ -181,7 +186,7 @@ def main(arguments):
         "torchvision": [f"torchvision:{name}" for name in TORCHVISION],
         "others": [*TIMM, *(f"hf:{name}" for name in HUGGING_FACE)],
     }
-    pages = {page: {} if arguments in (["torchvision"], ["others"]) else rows(page) for page in PAGES}
+    pages, whole_page = {page: {} for page in PAGES}, arguments in (["torchvision"], ["others"])
     for name in [name for argument in arguments for name in named.get(argument, [argument])]:
         page = page_of(name)
         read, write = os.pipe()
@@ -195,7 +200,8 @@ def main(arguments):
         row = Row(*literal_eval(row)) if row else Row(0, 0, 0.0, 0.0, "killed")
         pages[page][name.removeprefix("torchvision:")] = row
         print(name, *row, flush=True)
-        (DOCS / f"{page}.md").write_text(written(page, pages[page]), encoding="utf-8")
+        if whole_page:
+            (DOCS / f"{page}.md").write_text(written(page, pages[page]), encoding="utf-8")
 
 
 if __name__ == "__main__":
