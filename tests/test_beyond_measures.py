@@ -14,7 +14,6 @@ from relusym.measuring.merge import MergeJob
 from relusym.merging.aligned import align
 from relusym.merging.many import orbit_merge
 from relusym.merging.merge import curve, flip_merge
-from relusym.merging.partial import prefix_barriers
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
 IMAGES = Images(smooth_images(60), 25)
@@ -85,16 +84,6 @@ def test_over_the_orbit_of_a_flip_the_merge_is_that_with_the_flipped_self(net, l
     assert merged_orbit.accuracy["orbit"] == pytest.approx(ends)
 
 
-@pytest.mark.slow(seconds=1)
-def test_a_gcnn_of_quarter_turns_has_no_barrier_over_its_orbit_of_four_but_another_net_has():
-    gcnn = vgg11(group_convs=8, symmetry=QUARTER_TURN)
-    merged_orbit = orbit_merge(gcnn, QUARTER_TURN, IMAGES, IMAGES, answers(gcnn, IMAGES))
-    assert all(abs(barrier) < 0.02 for barrier in merged_orbit.barrier.values())
-    net = vgg11()
-    other = orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, answers(net, IMAGES))
-    assert other.barrier["whole"] > 0.05
-
-
 @torch.no_grad()
 def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets(net, labels, monkeypatch):
     nets = [net]
@@ -115,13 +104,6 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
             torch.testing.assert_close(tensor, sum(state[name] for state in states[:count]) / count)
         for name, aim in aims.items():
             torch.testing.assert_close(aim.std, sum(of[name].std for of in targets[:count]) / count)
-
-
-@pytest.mark.slow(seconds=1)
-def test_merging_all_layers_is_the_whole_merge(aligned, labels, merged):
-    barriers = prefix_barriers(aligned, IMAGES, IMAGES, labels)
-    assert [*barriers] == [*(f"features.conv{i}" for i in range(1, 9)), "classifier"]
-    assert barriers["classifier"] == pytest.approx(merged.barrier["repaired"], abs=0.02)
 
 
 def test_a_measurements_job_has_every_attribute_that_a_measurement_may_read():

@@ -147,8 +147,7 @@ def test_every_missing_field_of_a_record_is_named(tmp_path, kind):
         if field == "settings":
             complaint = r"record\.json has no settings\.json beside it"
             path.with_name("settings.json").unlink()
-        with pytest.raises(UserError, match=complaint):
-            load_record(path)
+        refused(lambda: load_record(path), match=complaint)
         write_record(path, whole)
 
 

@@ -272,13 +272,6 @@ def test_three_nets_are_merged_into_one_and_with_each_matched_to_the_first(capsy
         )
 
 
-def test_a_net_merged_with_itself_is_itself(capsys, folder, tmp_path):
-    out, weights = tmp_path / "merged.safetensors", folder / "0.safetensors"
-    typed = folder / "my_nets.py:build", weights, weights, "--out", out, "--which", "halfway"
-    assert run(capsys, folder, "merge", *typed, *SCALED)[0] == 0
-    assert all(torch.allclose(tensor, load_file(weights)[key]) for key, tensor in load_file(out).items())
-
-
 def test_nets_are_named_in_three_ways(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     specs = f"{folder}/my_nets.py:build", "my_nets:build", f"{folder}/my_nets.py:net"
@@ -286,13 +279,6 @@ def test_nets_are_named_in_three_ways(folder, monkeypatch):
     assert all(isinstance(net, nn.Sequential) and not net.training for net in nets)
     net, preset = build("torchvision:squeezenet1_1", "random", 0)
     assert type(net).__name__ == "SqueezeNet" and preset is None
-
-
-@pytest.mark.parametrize("name", ["0.safetensors", "0.pth"])
-def test_weights_are_found_behind_wrappers_and_prefixes(folder, name):
-    net, _ = build(f"{folder}/my_nets.py:build", str(folder / name), 5)
-    known = load_file(folder / "0.safetensors")
-    assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
 
 
 def test_weights_are_found_in_training_scripts_checkpoints_and_by_a_files_content(folder, tmp_path):

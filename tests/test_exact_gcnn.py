@@ -383,7 +383,8 @@ def test_layers_without_a_bias_get_none_so_that_the_exact_net_is_of_the_nets_cla
     first, second = (torch.tensor(result.permutations[name]) for name in "02")
     assert first.tolist() != list(range(8))  # otherwise a bias would do no harm
     state = result.plain.state_dict()
-    assert state.keys() == net.state_dict().keys() and result.invariance_error["exact"] < 1e-5
+    assert type(result.plain) is type(net) and state.keys() == net.state_dict().keys()
+    assert result.invariance_error["exact"] < 1e-5
     # the halfway net, by hand; REPAIR corrects only the second convolution
     old = net.state_dict()
     torch.testing.assert_close(state["0.weight"], (old["0.weight"] + old["0.weight"].flip(-1)[first]) / 2)
@@ -424,22 +425,6 @@ def test_a_net_that_is_no_gcnn_and_a_quarter_turn_are_refused():
         folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0)
     refused(lambda: folded(net, QUARTER_TURN, net.groups, permutations), match="of order 4")
     refused(lambda: exact(net.net, [torch.randn(4, 3, 32, 32)], symmetry=QUARTER_TURN), match="needs a flip")
-
-
-@pytest.mark.slow(seconds=12)
-@torch.no_grad()
-def test_a_resnet_of_torchvisions_becomes_exactly_invariant():
-    torch.manual_seed(0)
-    net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10).eval()
-    x = normalise(smooth_images(8, 65))
-    result = exact(net, [x], torch.arange(8))
-    fast = result.folded
-    assert difference(net(x), net(x.flip(-1))) > 1e-3  # the net wasn't invariant before
-    assert difference(result.plain(x), fast(x)) < 1e-5 and difference(fast(x), fast(x.flip(-1))) < 1e-5
-    assert result.invariance_error["exact"] < 1e-5 < result.invariance_error["net"]
-    assert type(result.plain) is type(net) and result.plain.state_dict().keys() == net.state_dict().keys()
-    assert result.parameters["exact"] < 0.68 * result.parameters["net"]
-    assert any(isinstance(layer, Folded) for layer in fast.modules())
 
 
 NET = """

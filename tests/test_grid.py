@@ -10,7 +10,6 @@ from torch import nn
 
 from relusym.channels.traced import TracedNet
 from relusym.merging.identities import largest_difference
-from relusym.nets.vgg import VGG11
 from relusym.pixels.grid import grid
 from relusym.pixels.transform import check_planted
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
@@ -149,7 +148,3 @@ def test_an_error_in_tracing_at_a_larger_size_is_raised(monkeypatch):
     monkeypatch.setattr("relusym.pixels.grid.record", record)
     with pytest.raises(ZeroDivisionError):
         grid(net, (3, 10, 10), HORIZONTAL_FLIP)
-
-
-def test_vgg11_is_symmetric_at_32():
-    assert grid(VGG11(1 / 8), (3, 32, 32), QUARTER_TURN).symmetric

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, python, refused, settings_of
+from conftest import ROOT, refused, settings_of
 from public_files import official_cifar10, public_resnet
 from small_nets import SMALL, difference_from_equivariant, smooth_images
 from torch import nn
@@ -133,20 +133,6 @@ def test_invalid_network_settings_are_refused(network, line):
 def test_an_error_that_only_the_net_detects_is_a_users_error_too():
     with pytest.raises(UserError, match="don't split into 4 orientations"):
         nets.build({"architecture": "vgg11", "width": 1 / 32, "group_convs": 8}, 10, QUARTER_TURN)
-
-
-PLANNING = """
-import sys
-from relusym import nets
-from relusym.symmetry import SYMMETRIES
-from relusym.training.recipe import Recipe
-nets.check({"architecture": "vgg11"}); Recipe(epochs=1, batch_size=2, learning_rate=3.0)
-assert "torch" not in sys.modules
-"""
-
-
-def test_config_is_checked_and_symmetries_are_named_without_torch():
-    python(PLANNING)
 
 
 def test_at_width_one_the_net_is_torchvisions():

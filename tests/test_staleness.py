@@ -331,13 +331,6 @@ def test_a_job_refuses_other_images_than_those_of_the_records_beside_it(committe
     assert committed.results().settings.label("cnn") == inputs["source"]
 
 
-def test_a_table_never_averages_over_two_sets_of_images(committed):
-    record, table = committed.record("train", "cnn-0"), committed.folder / RESULT / "tables/table2.csv"
-    before = table.read_bytes()
-    change(record, inputs=load_record(record)["inputs"] | {"data": "0" * 64})
-    assert "was made from" in committed.fails("table2") and table.read_bytes() == before
-
-
 def test_records_copied_together_with_old_times_are_all_in_the_table(committed):
     records, table = (committed.folder / RESULT / part for part in ("records", "tables/table2.csv"))
     piece = [path for kind in ("train", "flip_merge") for path in (records / kind).glob("*/1.json")]

@@ -240,12 +240,6 @@ def test_table5_has_means_and_stds_over_the_nets_of_a_type():
     assert human.loc[0, "Accuracy"] == "0.700 ± 0.14" and human.loc[0, "Accuracy (paper)"] == "0.683"
 
 
-def test_a_row_without_its_measurement_is_named():
-    scores = {"net": 0.5, "flipped": 0.5, "repaired": 0.4}
-    line = r"flip_merge record of model a, .*lacks a number in 'accuracy\.reset'"
-    refused(lambda: table_5(["a"], [merged("a", scores=scores)]), match=line)
-
-
 def test_nets_left_out_of_table5_are_listed_once_with_the_reason():
     trains = [
         train("a", 0, status="absent", reason="ImageNet is not at x"), train("b", 0, status="diverged"),
