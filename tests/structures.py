@@ -256,6 +256,12 @@ def attention_of_maxima(x):
     return x * torch.sigmoid(maxima.sum(1, keepdim=True))
 
 
+def rows_in_place(x):
+    x = x.clone()
+    x[:, :, 1:] = x[:, :, 1:] + x[:, :, :-1]
+    return x
+
+
 def halved_in_place(x):
     x = x.clone()
     x[:, :6].mul_(0.5)
@@ -287,6 +293,13 @@ def sums_in_place(x, a):
     y[:, :6] += x[:, 6:]
     y.narrow(1, 6, 6).add_(x[:, :6])
     return y
+
+
+def standardised(x, w, gain):
+    """By hand, and then by a batch norm with a gain."""
+    w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+    rows = F.batch_norm(w.reshape(1, 7, -1), None, None, weight=(gain * 0.3).view(-1), training=True)
+    return F.conv2d(x, rows.reshape_as(w), padding=1)
 
 
 def cross(x, w, rows, columns):
@@ -332,6 +345,7 @@ def halves_of_a_product(x, a, b):
 KERNEL, MATRIX, TOKENS = (7, 12, 3, 3), (12, 7), ((16, 16), (16,))
 ORDER = torch.tensor([3, 0, 7, 11, 1, 2, 10, 5, 4, 9, 8, 6])
 SOBEL = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
+BLUR = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
 # name → operation, number of output channels, shapes of its parameters
 BETWEEN = {
     "maxima of channels": (attention_of_maxima, 12),
@@ -365,6 +379,8 @@ BETWEEN = {
     "softmax of parameters": (lambda x, w: w.softmax(0)[0] * x + w.softmax(0)[1] * x.square(), 12, (2,)),
     "instance norm": (lambda x, w, b: F.instance_norm(x, weight=w, bias=b), 12, (12,), (12,)),
     "gate": (lambda x: F.glu(x, 1), 6),
+    "powers up to a bound": (lambda x, p, m: torch.clamp(x ** p.square(), max=m), 12, (1, 12, 1, 1), (12, 1, 1)),
+    "patches and back": (lambda x: F.fold(F.unfold(x, 2, stride=2) * 2, x.shape[2:], 2, stride=2), 12),
     "neighbouring pixels": (lambda x, w: mapped(F.unfold(x, 3, padding=1).transpose(1, 2) @ w), 7, (108, 7)),
     "patches": (lambda x, w: mapped(rows(x.unfold(2, 4, 4).unfold(3, 4, 4)).flatten(2) @ w, 4), 7, (192, 7)),
     "a mask": (masked, 12),
@@ -372,6 +388,7 @@ BETWEEN = {
     "out=": (lambda x: torch.mul(x, 2, out=torch.empty_like(x)), 12),
     "copied": (lambda x: torch.empty_like(x).copy_(x), 12),
     "sampled": (lambda x, w: F.grid_sample(x, w.expand(len(x), 16, 16, 2)), 12, (1, 16, 16, 2)),
+    "rows in place": (rows_in_place, 12),
     "a part in place": (halved_in_place, 12),
     "a constant of its type": (lambda x: x * x.new_tensor([2.0]), 12),
     "rounded": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127), 12),
@@ -379,6 +396,8 @@ BETWEEN = {
     "a kernel and its sum": (lambda x, w: F.conv2d(x, w, padding=1) - F.conv2d(x, w.sum((2, 3), True)), 7, KERNEL),
     "a kernel in another": (lambda x, w, v: F.conv2d(x, w + F.pad(v, [1] * 4), padding=1), 7, KERNEL, (7, 12, 1, 1)),
     "a kernel of constants": (lambda x: F.conv2d(x, SOBEL.expand(12, 1, 3, 3).to(x), padding=1, groups=12), 12),
+    "a blur": (lambda x: F.conv2d(x, BLUR.expand(12, 1, 3, 3).to(x), padding=1, groups=12), 12),
+    "standardised weights": (standardised, 7, KERNEL, (7, 1, 1, 1)),
     "views in place": (views_in_place, 12),
     "views of what changes": (views_of_what_changes, 12),
     "sums in place": (sums_in_place, 12, (12,)),
@@ -412,6 +431,7 @@ UNFLIPPED_BETWEEN = {
     "sums along rows": "depends on the order of what lies along dimension 3",
     "frequencies": "depends on the order of what lies along dimension 2",
     "sampled": "the effect of grid_sample on pixels is unknown",
+    "patches and back": "the effect of fold on pixels is unknown",
     "a kernel that is turned": "it isn't the net on transformed images.*first at conv2d",
     "zeros in a kernel": "the net combines pixels in a way that doesn't commute with horizontal_flip",
     "a kernel of constants": "it isn't the net on transformed images.*first at conv2d",
