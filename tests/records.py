@@ -53,80 +53,76 @@ def scores(kind, barrier, halfway=0.4):
     return dict.fromkeys(ENDS[kind], 0.9) | between
 
 
-def _merge(kind, nets, barrier, status, matching, permutations, **measured):
+def measurement(kind, nets, status="ok", matching=None, chosen=(), **measured):
+    """A record of one kind of measurement of these nets; `chosen`: settings of this kind."""
     merging = {"images": 500} | ({"matching": matching} if matching else {})
-    record = {
-        "kind": kind, "status": status, "reason": None if status == "ok" else "a net is left out",
-        "settings": {"merging": merging, "trained": [settings() for _ in nets]},
+    models, seeds = zip(*nets, strict=True)
+    named = {"model": models[0], "seed": seeds[0]}
+    if len(nets) == 2:
+        named = {f"{key}_{i + 1}": of[i] for i in (0, 1) for key, of in (("model", models), ("seed", seeds))}
+    elif len(nets) > 2:
+        named = {"model": models[0], "seeds": [*seeds]}
+    return {
+        "kind": kind, "status": status, "reason": None if status == "ok" else "a net is left out", **named,
+        "settings": {"merging": merging, "trained": [settings() for _ in nets], **dict(chosen)},
         "inputs": {"data": DATA, "source": "generated shapes",
          "checkpoints": [checkpoint(*net) for net in nets]},
-        "outputs": {"filters": "f1" * 32} if kind == "flip_merge" else {}, "cost": {"seconds": 1.0},
-        "code": CODE,
+        "outputs": {}, "cost": {"seconds": 1.0}, "code": CODE, **(measured if status == "ok" else {}),
     }  # fmt: skip
-    if status == "ok":
-        record |= {
-            "barrier": {"halfway": 0.4, "repaired": barrier},
-            "absolute_barrier": {"halfway": 0.36, "repaired": 0.9 * barrier},
-            "permutations": permutations or {"conv1": [1, 0], "conv2": [0, 1, 2]},
-            "checks": {},
-            "accuracy": scores(kind, barrier),
-        } | measured
-    return record
+
+
+def _merge(kind, nets, barrier, status, matching, permutations, **measured):
+    merged = {
+        "barrier": {"halfway": 0.4, "repaired": barrier},
+        "absolute_barrier": {"halfway": 0.36, "repaired": 0.9 * barrier},
+        "permutations": permutations or {"conv1": [1, 0], "conv2": [0, 1, 2]},
+        "checks": {},
+        "accuracy": scores(kind, barrier),
+    }
+    return measurement(kind, nets, status, matching, **merged | measured)
 
 
 def flip(model, seed, barrier=0.04, status="ok", *, error=0.2, matching=None, permutations=None, scores=None):
-    net = {"model": model, "seed": seed}
     measured = {"invariance_error": error} | ({"accuracy": scores} if scores else {})
     merged = _merge("flip_merge", [(model, seed)], barrier, status, matching, permutations, **measured)
-    return merged | net
+    return merged | {"outputs": {"filters": "f1" * 32}}
 
 
 def pair(model_1, seed_1, model_2, seed_2, barrier=0.05, status="ok", *, matching=None, permutations=None):
-    nets = {"model_1": model_1, "seed_1": seed_1, "model_2": model_2, "seed_2": seed_2}
-    both = [(model_1, seed_1), (model_2, seed_2)]
-    return _merge("pair_merge", both, barrier, status, matching, permutations) | nets
+    nets = [(model_1, seed_1), (model_2, seed_2)]
+    return _merge("pair_merge", nets, barrier, status, matching, permutations)
 
 
 def several(model, seeds, barrier=0.1, gain=0.02, status="ok", counts=(3,)):
     """Nets merged into one: the barrier with REPAIR in one universe, `gain` higher if each is matched to the first."""
-    nets = [(model, seed) for seed in seeds]
-    record = _merge("universe", nets, barrier, "left_out", "activation", None)
-    record |= {"status": status, "reason": None, "model": model, "seeds": list(seeds)}
-    record["settings"]["counts"] = list(counts)
     barriers = {"universe": barrier, "universe_no_repair": 0.4}
     barriers |= {"pairwise": barrier + gain, "pairwise_no_repair": 0.5}
     merged = {
         "mean": 0.9, "ensemble": 0.92,
         "accuracy": {name: 0.9 * (1 - value) for name, value in barriers.items()}, "barrier": barriers,
     }  # fmt: skip
-    if status == "ok":
-        record |= {"accuracy": [0.9] * len(nets), "merged": {str(count): merged for count in counts}}
-        record |= {"cycles": 0.5, "similarity": {"conv1": 0.6}}
-    return record
+    measured = {"accuracy": [0.9] * len(seeds), "merged": {str(count): merged for count in counts}}
+    measured |= {"cycles": 0.5, "similarity": {"conv1": 0.6}}
+    nets, chosen = [(model, seed) for seed in seeds], {"counts": [*counts]}
+    return measurement("universe", nets, status, "activation", chosen, **measured)
 
 
 def identifiable(model="relu", seed=60, barriers=(("activation", 0.05), ("towers", 0.0))):
     """A net merged with its flipped self in several variants, with these barriers."""
-    record = _merge("identifiability", [(model, seed)], 0.05, "left_out", "activation", None)
     measured = {name: {
         "accuracy": {"net": 0.5, "flipped": 0.5, "halfway": 0.4, "repaired": 0.5 * (1 - barrier)},
         "barrier": {"halfway": 0.2, "repaired": float(barrier)},
         **{"similarity": 0.5, "channels": 100, "negative": 0, "spread": 0.0, "gone": None},
     } for name, barrier in dict(barriers).items()}  # fmt: skip
-    record["settings"]["variants"] = [*measured]
-    return record | {
-        **{"status": "ok", "reason": None, "model": model, "seed": seed},
-        **{"invariance_error": 0.1, "variants": measured},
-    }
+    how = {"matching": "activation", "chosen": {"variants": [*measured]}}
+    return measurement("identifiability", [(model, seed)], **how, invariance_error=0.1, variants=measured)
 
 
 def invariant(model="cnn", seed=0, accuracy=0.9, errors=(0.05, 0.04, 0.06)):
     """A net's invariance errors over test images, training images and crops."""
-    record = _merge("invariance_errors", [(model, seed)], 0.05, "left_out", None, None)
-    record["settings"]["merging"] = {}
-    errors = dict(zip(("test", "train", "crops"), errors, strict=True))
-    net = {"status": "ok", "reason": None, "model": model, "seed": seed}
-    return record | net | {"accuracy": {"net": accuracy}, "invariance_error": errors}
+    measured = {"invariance_error": dict(zip(("test", "train", "crops"), errors, strict=True))}
+    measured |= {"accuracy": {"net": accuracy}}
+    return measurement("invariance_errors", [(model, seed)], chosen={"merging": {}}, **measured)
 
 
 SELECTION = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "notes": []}

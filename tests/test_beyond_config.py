@@ -6,7 +6,6 @@ from conftest import ROOT, python, refused, scale_of, settings_of
 
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
-from relusym.errors import UserError
 from relusym.findings import declared, selection
 from relusym.records.files import snapshot_path
 from relusym.records.fingerprint import differences
@@ -220,12 +219,6 @@ def test_a_measurements_dependencies_outdate_it_and_none_of_the_papers_results()
 ])  # fmt: skip
 def test_an_impossible_setting_is_one_line(kind, section, line):
     refused(lambda: settings(**{kind: section}), match=line)
-
-
-def test_another_invariance_of_images_that_are_not_generated_is_refused():
-    models = {"cnn": {"data": {"invariant_to": "vertical_flip"}}}
-    with pytest.raises(UserError, match="invariant_to: only for generated images"):
-        settings_of(scale="laptop", models=models)
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)

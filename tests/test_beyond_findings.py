@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, refused
-from records import CODE, DATA, NAMES, checkpoint, flip, invariant, pair, settings, several, train
+from records import NAMES, flip, invariant, measurement, pair, several, train
 from scipy import stats
 
 from relusym.findings.beyond import (
@@ -29,27 +29,13 @@ NOISE = np.array([-1.0, 1.0, -0.5, 0.5]) * 1e-3  # a number per net, with mean 0
 SHAPES = {"horizontal_flip": "horizontal", "vertical_flip": "vertical", "quarter_turn": "turned"}
 
 
-def record(kind, nets, status="ok", chosen=(), **measured):
-    named = dict(zip(("model", "seed"), nets[0], strict=True))
-    if len(nets) == 2:
-        (a, i), (b, j) = nets
-        named = {"model_1": a, "seed_1": i, "model_2": b, "seed_2": j}
-    return {
-        **{"kind": kind, "status": status, "reason": None, **named},
-        "settings": {"merging": {"images": 500}, "trained": [settings() for _ in nets], **dict(chosen)},
-        "inputs": {**{"data": DATA, "source": "generated shapes"},
-         "checkpoints": [checkpoint(*net) for net in nets]},
-        **{"outputs": {}, "cost": {"seconds": 1.0}, "code": CODE, **(measured if status == "ok" else {})},
-    }  # fmt: skip
-
-
 def exact(model, seed, gain=0.01, status="ok", **changes):
     """An exact GCNN that is better by `gain` at once, and by twice that after fine-tuning."""
     noise = NOISE[seed]
     accuracy = {"net": 0.8, "test_time": 0.82, "halfway": 0.79, "exact": 0.8 + gain + noise}
     accuracy |= {"fine_tuned": 0.81, "fine_tuned_test_time": 0.83 - noise}
     accuracy |= {"exact_fine_tuned": 0.81 + 2 * gain + noise}
-    return record(
+    return measurement(
         *("exact_gcnn", [(model, seed)], status),
         accuracy=accuracy | changes,
         invariance_error={"net": 0.2, "halfway": 1e-3, "exact": 1e-7, "exact_fine_tuned": 1e-7},
@@ -65,7 +51,7 @@ def line(nets, excess=0.0, points=5, seed=0):
     loss = 0.5 + np.array([0, 0.1, 0.3, 0.2, 0]) + 1e-3 * NOISE[seed]
     plain = {"accuracy": (accuracy - 0.1 * (accuracy < 0.8)).tolist(), "loss": loss.tolist()}
     repaired = {"accuracy": accuracy.tolist(), "loss": loss.tolist()}
-    return record("curves", nets, curve={"plain": plain, "repaired": repaired})
+    return measurement("curves", nets, curve={"plain": plain, "repaired": repaired})
 
 
 def turned(model, seed, of, symmetry=None):
@@ -78,7 +64,7 @@ def turned(model, seed, of, symmetry=None):
         }
         for name, barrier in of.items()
     }  # fmt: skip
-    return record("symmetries", [(model, seed)], chosen={"symmetries": [*of]}, symmetries=result)
+    return measurement("symmetries", [(model, seed)], chosen={"symmetries": [*of]}, symmetries=result)
 
 
 def trained(model, seed, barriers):
@@ -87,13 +73,13 @@ def trained(model, seed, barriers):
         **{"epoch": epoch, "accuracy": 0.5, "barrier": barrier + NOISE[seed], "invariance_error": 0.1},
         "equivariance_error": {name: error + NOISE[seed] * error for name, error in layers.items()},
     } for epoch, barrier in zip((0, 1, 10), barriers, strict=True)]  # fmt: skip
-    return record("during_training", [(model, seed)], epochs=epochs)
+    return measurement("during_training", [(model, seed)], epochs=epochs)
 
 
 def layered(model, seed):
     errors = {f"conv{i}": 0.1 * i * (1 + NOISE[seed]) for i in range(1, 9)}
     barriers = {f"features.conv{i}": 0.001 * i for i in range(1, 9)} | {"classifier": 0.1 + NOISE[seed]}
-    return record("by_layer", [(model, seed)], equivariance_error=errors, barrier_up_to=barriers)
+    return measurement("by_layer", [(model, seed)], equivariance_error=errors, barrier_up_to=barriers)
 
 
 def everything(good=True):
@@ -306,7 +292,7 @@ def test_symmetries_have_a_row_per_type_and_symmetry_in_the_configs_order():
 
 def test_during_training_has_a_row_per_type_and_epoch_with_the_first_and_last_layers_errors():
     records = [trained("cnn", seed, (0.5, 0.2, 0.1)) for seed in SEEDS]
-    records.append(record("during_training", [("cnn", 4)], status="left_out"))
+    records.append(measurement("during_training", [("cnn", 4)], status="left_out"))
     frame = during_training.frame({"during_training": records}, SELECTION).set_index(["model", "epoch"])
     assert frame.index.to_list() == [("cnn", epoch) for epoch in (0, 1, 10)]
     assert frame["barrier_mean"].to_list() == pytest.approx([0.5, 0.2, 0.1])

@@ -197,6 +197,8 @@ LINES = [  # where, changes, and how the line begins; a leading colon stands for
     ("run", {"training": {1: 2}}, ": unknown key 1; allowed are epochs"),
     ("demo", {"data.train_images": None}, "data: generated images need numbers"),
     ("laptop", {"data.test_images": 5}, ": only for generated images"),
+    ("laptop", {"models.cnn.data": {"invariant_to": "vertical_flip"}},
+     "models.cnn.data.invariant_to: only for generated images"),
     # what YAML makes of it
     ("demo", {"training": None}, ": nothing is below it; write its keys there, or remove it"),
     ("demo", {"models": None}, ": nothing is below it"),
@@ -207,6 +209,8 @@ LINES = [  # where, changes, and how the line begins; a leading colon stands for
     ("run", {"models.all": {}}, "models: 'all' given; allowed are small letters and digits"),
     ("run", {"models.a__b": {}}, "models: 'a__b' given; allowed are small letters and digits"),
     ("run", {"models.a\n": {}}, r"models: 'a\n' given; allowed are small letters"),
+    ("run", {"models.cn": None},
+     ": null given, which removes a type of the scale; allowed is one of cnn, .*(is it cnn?)"),
     ("run", {"models.cnn_inv.name": "CNN"},
      ": 'CNN' given, the name of cnn; give each model a name of its own"),
     ("run", {"models.cnn_inv.name": "ｃnn "},
@@ -418,11 +422,6 @@ def test_images_that_the_config_does_not_fit_are_refused_before_they_are_prepare
     lines = [refused(check, f"scales/laptop.yaml: {start}")]
     data.prepare(spec, prepared)
     assert [refused(check)] == lines
-
-
-def test_a_null_that_removes_no_type_names_the_one_that_was_meant():
-    removes = r"^models\.cn: null given, which removes a type of the scale; allowed is one of cnn, .*\(is it cnn\?\)$"
-    refused(lambda: settings_of(models={"cn": None}), match=removes)
 
 
 # ---- values that are accepted although they are text

@@ -209,8 +209,6 @@ def test_a_model_can_have_its_own_folder_of_images_and_another_folder_is_a_diffe
     ({"source": "torchvision"}, ".source: torchvision gives CIFAR10, which is the data set cifar10"),
     ({"source": "binary"}, ".source: binary gives CIFAR10, which is the data set cifar10"),
     ({"source": "python"}, ".source: python gives CIFAR10, which is the data set cifar10"),
-    ({"trian": "train"}, ": unknown key 'trian', is it 'train'?; allowed are root, train, test"),
-    ({"root": 3}, ".root: 3 given; allowed is text, in quotes: YAML takes this for a number"),
 ])  # fmt: skip
 def test_a_bad_data_set_is_named_before_any_job(change, start):
     colours = coarse(Path("a"))["datasets"]["colours"] | change

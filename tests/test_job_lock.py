@@ -110,17 +110,6 @@ def test_a_process_that_does_not_wait_takes_over_a_lock_without_a_heartbeat(path
     assert 90 < clock.now < 95
 
 
-def test_the_lock_of_a_killed_process_is_taken_over_at_once(path, hold):
-    first = hold()
-    first.stdout.readline()
-    assert is_held(path)
-    first.kill()
-    first.wait()
-    assert not is_held(path)
-    with JobLock(path) as lock:
-        assert not lock.waited and owner(path).startswith(f"process {os.getpid()} on ")
-
-
 def test_another_machines_lock_is_taken_over_ninety_seconds_after_its_last_heartbeat(path, elsewhere):
     clock = elsewhere(beats_for=300)
     with JobLock(path) as lock:
@@ -165,14 +154,16 @@ def test_a_schedulers_name_for_the_job_changes_nothing(path, monkeypatch):
         lock.check()
 
 
-def test_a_killed_process_that_nobody_waited_for_is_dead(path, hold):
+def test_a_killed_process_that_nobody_waited_for_is_dead_and_its_lock_is_taken_over_at_once(path, hold):
     first = hold()
     first.stdout.readline()
     first.kill()
     while psutil.Process(first.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
     assert not is_held(path)
-    JobLock(path).acquire(wait=False)
+    lock = JobLock(path)
+    lock.acquire(wait=False)
+    assert not lock.waited and owner(path).startswith(f"process {os.getpid()} on ")
 
 
 @pytest.fixture(params=["names can be exchanged", "names can't be exchanged"])

@@ -125,10 +125,6 @@ RUNS = {
         [DRY, "--config", "training={epochs: 0, batch_size: 0}"],
         "config error: training.batch_size: 0 given; allowed is at least 1$",
     ),
-    "setting": (
-        [DRY, "--config", "threads=2.0"],
-        "config error: threads: 2.0 given; allowed is a whole number$",
-    ),
     "target": ([DRY, "tabel2"], rf"{nothing_makes('tabel2')}; is it table2\? Targets are .*table2, .*claims"),
     "forced rule": ([DRY, "-R", "trian"], rf"{nothing_makes('trian')}; is it train\?"),
     "net of no seed": ([DRY, OTHER_NET], rf"{nothing_makes(OTHER_NET)}\. Targets are"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import records
 import torch
 from conftest import ROOT, Clone, config_of, latest_log, refused, set_to_tiny, settings_of
 
@@ -66,12 +67,8 @@ def results(tmp_path, monkeypatch):
 def write_train(results, model="cnn", checkpoint="a" * 64, status="diverged", **inputs):
     """Write the record of a net at its path."""
     key = results.key("train", (model, 0))
-    record = {
-        **{"kind": "train", "status": status, "reason": "made up", "model": model, "seed": 0},
-        **{"settings": results.jobs[key].settings, "inputs": inputs, "outputs": {"checkpoint": checkpoint}},
-        **{"accuracy": None, "history": [], "cost": {}},
-    }
-    write_record(results.record(key), record)
+    how = {"settings": results.jobs[key].settings, "inputs": inputs, "outputs": {"checkpoint": checkpoint}}
+    write_record(results.record(key), records.train(model, 0, None, status, **how))
 
 
 def write_flip(results, checkpoint="a" * 64):
@@ -80,12 +77,9 @@ def write_flip(results, checkpoint="a" * 64):
     filters = Path(results.filters(key))
     filters.parent.mkdir(parents=True, exist_ok=True)
     filters.write_bytes(b"filters")
-    record = {
-        **{"kind": "flip_merge", "status": "left_out", "reason": "made up", "model": "cnn", "seed": 0},
-        **{"settings": results.jobs[key].settings, "inputs": {"checkpoints": [checkpoint]}, "cost": {}},
-        "outputs": {"filters": sha256(filters)},
-    }
-    write_record(results.record(key), record)
+    how = {"settings": results.jobs[key].settings, "inputs": {"checkpoints": [checkpoint]}}
+    how |= {"outputs": {"filters": sha256(filters)}}
+    write_record(results.record(key), records.flip("cnn", 0, status="left_out") | how)
     return key
 
 
