@@ -41,11 +41,6 @@ def labels(net):
 
 
 @pytest.fixture(scope="module")
-def aligned(net):
-    return align(net, HORIZONTAL_FLIP.transform(net), IMAGES, order=2)
-
-
-@pytest.fixture(scope="module")
 def merged(net, labels):
     return flip_merge(net, IMAGES, IMAGES, labels)
 
@@ -64,7 +59,8 @@ def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_lo
             assert scores["loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(aligned, labels, merged):
+def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(net, labels, merged):
+    aligned = align(net, HORIZONTAL_FLIP.transform(net), IMAGES, order=2)
     curves = curve(aligned, IMAGES, IMAGES, labels, 5)
     for way, middle in {"plain": "halfway", "repaired": "repaired"}.items():
         accuracy = curves[way]["accuracy"]

@@ -267,9 +267,7 @@ def test_three_nets_are_merged_into_one_and_with_each_matched_to_the_first(capsy
     assert about["barrier"] == numbers["barrier"]
     for more in (["--matching", "weight"], ["--curve", "3"], ["--permuted", tmp_path / "p.safetensors"]):
         code, _, lines = run(capsys, folder, *given, *more)
-        assert code == 1 and lines[0].startswith(
-            "relusym: more than two nets are matched by their activations"
-        )
+        assert code == 1 and "more than two nets are matched by their activations" in lines[0]
 
 
 def test_nets_are_named_in_three_ways(folder, monkeypatch):
@@ -329,9 +327,7 @@ def test_a_net_whose_layers_share_weights_is_read_merged_and_written(folder, tmp
     merged = load_file("m.safetensors")["third.weight"]
     assert torch.allclose(merged.mean(), halfway, atol=1e-6)
     save_file(permuted | {"third.weight": merged}, "apart.safetensors")
-    refused(
-        lambda: load_weights(nets[0], "apart.safetensors"), "third.weight differ, but are one tensor in Tied"
-    )
+    refused(lambda: load_weights(nets[0], "apart.safetensors"), "third.weight differ, but are one tensor")
 
 
 @pytest.mark.parametrize("wrapper", ["nn.DataParallel", "torch.compile"])
@@ -511,9 +507,8 @@ def test_links_are_followed_and_hidden_files_left_out(bright):
     Path("links/c/gone.png").symlink_to("nowhere.png")
     _, numbers, lines = bright("--images", "links", "--labels", "folder")
     assert (numbers["images"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
-    assert lines == [
-        "relusym: images: 4 files that aren't images were skipped: 2 .heic, 1 .txt, 1 broken links"
-    ]
+    (line,) = lines
+    assert line.endswith("images: 4 files that aren't images were skipped: 2 .heic, 1 .txt, 1 broken links")
     assert list(numbers["by_class"]["net"]) == [1, 1, 1]
 
 
@@ -1055,9 +1050,8 @@ def test_a_net_of_an_unreachable_hub_is_refused_within_seconds(monkeypatch, tmp_
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     line = f"timm's resnet10t can't be loaded ({hub} can't be reached: "
     refused(lambda: build("timm:resnet10t", None, 0), line, "give --weights FILE, or --weights random")
-    assert os.environ.pop("HF_HUB_OFFLINE") == "1" and sys.modules.pop("timm").__file__.startswith(
-        str(tmp_path)
-    )
+    assert os.environ.pop("HF_HUB_OFFLINE") == "1"
+    assert sys.modules.pop("timm").__file__.startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize(

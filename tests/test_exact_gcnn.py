@@ -140,9 +140,8 @@ def test_free_parameters_are_counted_by_fixed_and_swapped_channels():
 def test_a_gcnn_of_group_convs_is_already_exact():
     net = vgg11(group_convs=8)
     groups, neighbours = involutions(net)
-    halves = {
-        group.name: torch.arange(group.size).roll(group.size // 2) for group in groups
-    }  # as it has them
+    # as it has them
+    halves = {group.name: torch.arange(group.size).roll(group.size // 2) for group in groups}
     for permutations, unchanged in ((halves, True), (neighbours, False)):
         projected = project(net, HORIZONTAL_FLIP, groups, permutations).state_dict()
         same = [torch.equal(tensor, net.state_dict()[name]) for name, tensor in projected.items()]
@@ -309,10 +308,10 @@ def test_channels_last_memory_format_is_kept(fixed):
 def test_layers_that_would_save_little_are_not_folded():
     make, size = MADE["vgg11"]
     net, permutations, _ = planted(make(), (3, size, size), HORIZONTAL_FLIP)
-    made = [
-        folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=least) for least in (0, 100, 1e9)
-    ]
-    counts = [sum(isinstance(layer, Folded) for layer in fast.modules()) for fast in made]
+    counts = []
+    for least in (0, 100, 1e9):
+        fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=least)
+        counts.append(sum(isinstance(layer, Folded) for layer in fast.modules()))
     assert counts == [9, 3, 0]  # 4.5·64·64 multiplications for 128 channels are 144
 
 

@@ -256,14 +256,9 @@ def record(model, seed, good):
     }  # fmt: skip
     if model == "gcnn" and not good:
         barriers["unread"] = 0.02
-    return identifiable(
-        model,
-        seed,
-        {
-            name: barrier + np.roll(NOISE, place)[seed - SEEDS[0]]
-            for place, (name, barrier) in enumerate(barriers.items())
-        },
-    )
+    for place, name in enumerate(barriers):
+        barriers[name] += np.roll(NOISE, place)[seed - SEEDS[0]]
+    return identifiable(model, seed, barriers)
 
 
 def records(good, seeds=SEEDS):

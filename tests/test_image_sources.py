@@ -178,9 +178,7 @@ def test_batches_may_have_any_form_that_data_sets_return(batch):
 
 def test_labels_in_only_some_batches_are_refused():
     refused(lambda: flip_merge(conv_net(), [(X[:30], LABELS[:30]), X[30:]]), "batch 2 has no labels")
-    refused(
-        lambda: flip_merge(conv_net(), [X[:30], (X[30:], LABELS[30:])]), "batch 2 has labels, unlike others"
-    )
+    refused(lambda: flip_merge(conv_net(), [X[:30], (X[30:], LABELS[30:])]), "batch 2 has labels, unlike")
 
 
 def test_labels_of_any_batch_are_classes_of_the_net():

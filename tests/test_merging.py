@@ -431,12 +431,10 @@ def test_layers_before_a_classifier_that_is_a_function_are_repaired():
     merged, x = merge(Cosines(), Cosines(), Images(smooth_images(40), 40)), normalise(smooth_images(40))
     assert merged.notes == []
     for layer, reads in (("stem", lambda net: x), ("inner", lambda net: net.stem(x).relu())):
-        stds = {
-            name: net.get_submodule(layer)(reads(net)).std((0, 2, 3)) for name, net in merged.nets.items()
-        }
-        torch.testing.assert_close(
-            stds["repaired"], (stds["net_1"] + stds["permuted"]) / 2, rtol=1e-2, atol=1e-3
-        )
+        maps = {name: net.get_submodule(layer)(reads(net)) for name, net in merged.nets.items()}
+        stds = {name: of.std((0, 2, 3)) for name, of in maps.items()}
+        wanted = (stds["net_1"] + stds["permuted"]) / 2
+        torch.testing.assert_close(stds["repaired"], wanted, rtol=1e-2, atol=1e-3)
 
 
 KINDS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)

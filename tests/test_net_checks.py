@@ -204,10 +204,8 @@ def test_integer_tensors_of_two_nets_have_to_be_equal():
 
 
 def random_features():
-    net = Body()
-    net.register_buffer(
-        "features", torch.randn(8, generator=torch.Generator().manual_seed(1)), persistent=False
-    )
+    net, drawn = Body(), torch.randn(8, generator=torch.Generator().manual_seed(1))
+    net.register_buffer("features", drawn, persistent=False)
     net.through = lambda x: x * net.features
     return net
 
@@ -248,11 +246,8 @@ class Caching(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.bias, self.more = (
-            nn.Conv2d(3, 8, 3),
-            nn.Parameter(torch.randn(8).round()),
-            torch.ones(8),
-        )
+        self.conv, self.more = nn.Conv2d(3, 8, 3), torch.ones(8)
+        self.bias = nn.Parameter(torch.randn(8).round())
         self.head, self.known, self.added = nn.Linear(8 * 4, 5), {}, False
 
     def train(self, mode=True):

@@ -164,10 +164,7 @@ def test_shufflenet_v1_is_flipped_and_channels_shared_by_its_groups_stay(groups,
     assert kept < 1e-10 and (moved > 100 if groups == 1 else moved == 0)
     assert largest_difference(flip(net, (3, 33, 33))(x.flip(-1)), net(x)) < 1e-10
     if groups == 3:
-        refused(
-            lambda: merge(net.float(), net, [torch.randn(4, 3, 33, 33)]),
-            "has no layer whose channels can be permuted",
-        )
+        refused(lambda: merge(net.float(), net, [x.float()]), "has no layer whose channels can be permuted")
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -317,9 +314,8 @@ def test_a_planted_permutation_with_noise_is_recovered(structure):
         parameter.add_(torch.randn_like(parameter), alpha=1e-3 * float(parameter.abs().mean()))
     merged = merge(net, other, some, some, answers(net, some))
     correlations = joint_statistics([net, net], some, groups).correlations
-    alive = {
-        name: table.diag() > 0.99 for name, table in correlations.items()
-    }  # the other channels are uncorrelated
+    # the other channels are uncorrelated
+    alive = {name: table.diag() > 0.99 for name, table in correlations.items()}
     assert torch.cat(list(alive.values())).float().mean() > 0.4
     for name, permutation in planted.items():
         right = torch.tensor(merged.permutations[name]) == permutation.argsort()

@@ -116,9 +116,8 @@ def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kin
 
 def test_a_set_of_merged_nets_counts_once_in_any_order():
     turned = [several("cnn", seeds) for seeds in ((0, 1, 2), (1, 2, 0), (2, 0, 1))]
-    table = made(
-        universe, SELECTION, universe=[*turned, several("cnn", (1, 2, 3)), several("gcnn", (0, 1, 2))]
-    )
+    others = [several("cnn", (1, 2, 3)), several("gcnn", (0, 1, 2))]
+    table = made(universe, SELECTION, universe=[*turned, *others])
     assert dict(zip(table["model"], table["n"], strict=True)) == {"cnn": 2, "gcnn": 1}
 
 
@@ -262,17 +261,8 @@ def test_a_record_of_any_content_is_refused_in_one_line_or_tabulated(kind, data)
                 assert "\n" not in str(error)
 
 
-def record_of(clone, **what):
-    """The path of the first record at the scale `tiny` that has these fields."""
-    for path in sorted((clone.folder / "results/tiny/records").rglob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if what.items() <= record.items():
-            return path
-    raise LookupError(what)
-
-
 def test_a_run_names_each_broken_record_and_makes_everything_that_does_not_need_it(committed):
-    broken = record_of(committed, kind="flip_merge", model="gcnn", seed=1)
+    broken = committed.record("flip_merge", "gcnn-1")
     broken.write_text("{}", encoding="utf-8")
     name = str(broken.relative_to(committed.folder))
     line = f"record {name} lacks the field 'kind'"

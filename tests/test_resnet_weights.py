@@ -159,10 +159,8 @@ class Payload:
 
 @pytest.mark.parametrize("form", ["zipped", "unzipped", "bare pickle"])
 def test_a_checkpoint_with_a_pickle_payload_is_refused_and_does_not_run(tmp_path, form):
-    contents, path = (
-        {"conv1.weight": torch.ones(1), "surprise": Payload(tmp_path / "ran")},
-        tmp_path / "bad.pth",
-    )
+    path = tmp_path / "bad.pth"
+    contents = {"conv1.weight": torch.ones(1), "surprise": Payload(tmp_path / "ran")}
     if form == "bare pickle":
         path.write_bytes(pickle.dumps(contents["surprise"]))
     else:
@@ -281,9 +279,7 @@ def test_an_address_leads_to_no_file_outside_the_folder_of_downloads(server, tmp
 
 @pytest.mark.parametrize("path", ["a/" * 2000 + "a.pth", "a" * 300])
 def test_an_address_that_is_too_long_for_a_path_is_refused_in_one_line(tmp_path, path):
-    refused(
-        lambda: fetch(f"https://h/{path}", tmp_path), match=r"^https://h/a.*…: the address has more than 1000"
-    )
+    refused(lambda: fetch(f"https://h/{path}", tmp_path), match=r"^https://h/a.*…: the address has more than")
 
 
 def test_each_of_several_files_of_one_name_has_its_hash_in_the_record(state, tmp_path):
@@ -293,13 +289,11 @@ def test_each_of_several_files_of_one_name_has_its_hash_in_the_record(state, tmp
         torch.save(contents, file)
     _, about = gather({"file": [*map(str, files)]}, RESNET50, tmp_path)
     assert about["files"] == {f"{file.parent.name}/a.pth": sha256(file) for file in files}
-    model = settings_of(scale="paper", models={"dino": {"weights": {"file": [*map(str, files)]}}}).models[
-        "dino"
-    ]
-    assert distinct_names(model.files) == [*about["files"]]
     pins = [f"https://h/{name}#sha256={'0' * 64}" for name in about["files"]]
-    model = settings_of(scale="paper", models={"dino": {"weights": {"urls": pins}}}).models["dino"]
-    assert model.pinned == dict.fromkeys(about["files"], "0" * 64)
+    given = {"dino": {"file": [*map(str, files)]}, "byol": {"urls": pins}}
+    models = settings_of(scale="paper", models={id_: {"weights": of} for id_, of in given.items()}).models
+    assert distinct_names(models["dino"].files) == [*about["files"]]
+    assert models["byol"].pinned == dict.fromkeys(about["files"], "0" * 64)
 
 
 def test_a_download_that_ends_early_is_refused_and_fetched_again(server, tmp_path):

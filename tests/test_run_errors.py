@@ -111,7 +111,7 @@ DRY = "--dry-run"
 RUNS = {
     "empty variable": (
         [DRY, "--config", "seeds="],
-        r"config error: seeds: no value given \(is a shell variable",
+        "config error: seeds: no value given .is a shell variable",
     ),
     "seeds 0_1": (
         [DRY, "--config", "seeds=0_1"],

@@ -83,10 +83,6 @@ def unperturbed(rng, W1, W2, P, T):
     return {"nothing": (W1, W2, *proposition_2_3.surrounding_representations(W1, W2, rho1, rho1))}
 
 
-def any_nets(rng, draws):
-    return {"any": (rng.integers(-9, 10, (draws, 2, 2)), rng.integers(-9, 10, (draws, 2)))}
-
-
 COMMUTING, BLOCKS = lemma_2_2.commuting, proposition_b_1.block_permutations
 NO_GROUP = proposition_d_4.ACTION.copy()
 NO_GROUP[1, [0, 1]] = NO_GROUP[1, [1, 0]]
@@ -98,7 +94,8 @@ NO_GROUP[1, [0, 1]] = NO_GROUP[1, [1, 0]]
     (proposition_b_1, 50, {"other_matrices": lambda *draw: {"blocks": BLOCKS(*draw)}}),
     (example_c_1, 5, {"STEPS": 0}), (example_c_2, 8, {"STEPS": 1}),
     (proposition_d_1, 50, {"is_invariant": lambda W1, W2: np.ones(len(W1), bool)}),
-    (proposition_d_1, 50, {"random_invariant_nets": any_nets}),
+    (proposition_d_1, 50, {"random_invariant_nets": lambda rng, draws: {
+     "any": (rng.integers(-9, 10, (draws, 2, 2)), rng.integers(-9, 10, (draws, 2)))}}),
     (proposition_d_4, 20, {"ACTION": NO_GROUP}),
 ], ids=["scaled permutations among the others", "unperturbed nets among the perturbed", "blocks among the others",
         "no training", "a step of training", "all nets for invariant", "any nets", "no group"])  # fmt: skip

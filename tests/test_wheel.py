@@ -94,12 +94,14 @@ def run(code, installed, tmp_path):
     return python(code, folder=tmp_path, PYTHONPATH=str(installed)).splitlines()
 
 
-def test_the_wheel_holds_the_library_with_its_data_and_nothing_else(installed):
+def test_the_wheel_holds_the_library_with_its_data_and_its_command_and_nothing_else(installed):
     packed = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     library = {path for path in packed if ".dist-info/" not in path}
     files = (path for path in LIBRARY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert library == {str(path.relative_to(LIBRARY.parent)) for path in files}
-    assert {"relusym/paper_values/table2.csv", "relusym/reporting/page.html"} <= library
+    assert {"relusym/paper_values/table2.csv", "relusym/reporting/page.html", "relusym/py.typed"} <= library
+    (entries,) = installed.glob("*.dist-info/entry_points.txt")
+    assert "relusym = relusym.reporting:main" in entries.read_text()
 
 
 def test_the_public_names_merge_a_net_and_every_module_is_imported_without_snakemake(installed, tmp_path):
@@ -139,9 +141,3 @@ def test_the_command_runs_with_the_declared_dependencies_alone(installed, tmp_pa
     written = {path.name for path in (tmp_path / "exact").iterdir()}
     assert written == {f"exact.{ending}" for ending in ("json", "pt2", "safetensors")}
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!doctype html>")
-
-
-def test_the_wheel_has_the_command_and_is_marked_as_typed(installed):
-    (entries,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "relusym = relusym.reporting:main" in entries.read_text()
-    assert (installed / "relusym" / "py.typed").exists()

@@ -91,19 +91,6 @@ def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_with_a_limit
     assert "Statistics of VGG11 nets" in output and ("looks again" in output) == looks
 
 
-def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges_or_a_share_of_its_seeds(
-    clone,
-):
-    made = clone()
-    rules = Counter(job.split()[0] for job in made.planned("--config", "scale=paper"))
-    assert (rules["train"], rules["flip_merge"], rules["pair_merge"]) == (168, 168, 144)
-    assert rules["prepare_data"] == 1  # without ImageNet, its ten nets are left out
-    piece = Counter(job.split()[0] for job in made.planned("--config", "scale=paper", "seeds=0-3"))
-    between_types, within_a_type = 3 * 4, 3 * 3  # the last seed's next one isn't among these seeds
-    assert (piece["train"], piece["flip_merge"]) == (7 * 4, 7 * 4)
-    assert piece["pair_merge"] == between_types + within_a_type
-
-
 @pytest.mark.workflow  # it requests its clone by name
 @pytest.mark.skipif(not report_tour.BROWSER, reason="no Chromium here: the report is not looked at")
 @pytest.mark.parametrize("state", ["finished", "committed"])
@@ -288,13 +275,8 @@ def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_me
     assert "http://127.0.0.1:9/gone.pth can't be downloaded" in notes
 
 
-@pytest.fixture
-def paper():
-    return scale_of(ROOT, "paper")
-
-
-def test_the_papers_ten_rows_ship_and_table_3_is_seven_of_them(paper):
-    settings, five = settings_of(paper, "paper"), paper_values.table(5)
+def test_the_papers_ten_rows_ship_and_table_3_is_seven_of_them():
+    settings, five = settings_of(scale="paper"), paper_values.table(5)
     assert settings.table("table5") == five["method"].tolist()
     assert settings.in_table3 == five[five["in_table3"] == "yes"]["method"].tolist()
     for _, row in five.iterrows():
@@ -304,8 +286,9 @@ def test_the_papers_ten_rows_ship_and_table_3_is_seven_of_them(paper):
             assert shown[flag] == (row[flag] == "yes")
 
 
-def test_a_local_file_takes_precedence_over_any_other_source_and_makes_an_eleventh_row(paper, tmp_path):
+def test_a_local_file_takes_precedence_over_any_other_source_and_makes_an_eleventh_row(tmp_path):
     (tmp_path / "net.pth").touch()
+    paper = scale_of(ROOT, "paper")
     rows, file = paper["models"], str(tmp_path / "net.pth")
     rows["mine"] = rows["byol"] | {"name": "Mine", "weights": {"file": file}}
     rows["torchvision_old_inv"]["weights"] = {"file": file}
