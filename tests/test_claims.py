@@ -435,7 +435,6 @@ def test_claims_about_resnets_are_tested_where_there_are_rows_of_table_5():
     assert len(claims(both, NONE, names)) == 13
 
 
-@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("n", [4, 12])
 def test_the_simulation_computes_the_claims_tests(n):
     *simulated, _ = simulate(np.random.default_rng(0), 2, n, "flip loss", 0.5)

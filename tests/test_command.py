@@ -126,7 +126,6 @@ def labelled(folder, tmp_path_factory):
     return out, code, printed.getvalue(), lines.getvalue().splitlines()
 
 
-@pytest.mark.slow(seconds=2)
 def test_a_report_is_one_screen_and_a_folder(labelled):
     out, code, printed, lines = labelled
     assert (code, lines) == (0, ["relusym: classes: 0 a, 1 b"])
@@ -149,7 +148,6 @@ def test_a_report_is_one_screen_and_a_folder(labelled):
     assert numbers["grid"]["next_size"] == 17
 
 
-@pytest.mark.slow(seconds=1)
 def test_the_page_is_self_contained_and_needs_no_script(labelled):
     page = (labelled[0] / "report.html").read_text()
     assert "<script" not in page and not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
@@ -157,7 +155,6 @@ def test_the_page_is_self_contained_and_needs_no_script(labelled):
     assert page.count("data:image/svg+xml;base64,") == 7 and "can&#x27;t be equivariant" in page
 
 
-@pytest.mark.slow(seconds=1)
 def test_saved_nets_are_those_that_were_measured(labelled, folder):
     out = labelled[0]
     net, _ = build(f"{folder / 'my_nets.py'}:build", str(folder / "0.safetensors"), 0)
@@ -172,7 +169,6 @@ def test_saved_nets_are_those_that_were_measured(labelled, folder):
     assert checkpoint.load(out / "halfway.safetensors")[1]["which"] == "halfway"
 
 
-@pytest.mark.slow(seconds=2)
 def test_json_is_one_object_with_every_number_and_no_screen(capsys, folder, tmp_path):
     code, printed, lines = report(capsys, folder, "--json", "--out", tmp_path)
     assert (code, lines) == (0, [])
@@ -193,7 +189,6 @@ def test_images_may_be_in_one_folder_or_in_a_file(capsys, folder, tmp_path, give
     assert other["permutations"] == first["permutations"]
 
 
-@pytest.mark.slow(seconds=3)
 def test_a_custom_metric_is_in_every_table(capsys, folder, tmp_path):
     metric = "--metric", f"{folder / 'my_nets.py'}:margin"
     code, printed, _ = report(capsys, folder, "--out", tmp_path, *metric)
@@ -210,7 +205,6 @@ def test_the_same_seed_gives_the_same_report(capsys, folder, tmp_path):
     assert runs[0] == runs[1] != runs[2] and json.loads(runs[0])["images"] == 13
 
 
-@pytest.mark.slow(seconds=2)
 def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
     for i, size in enumerate(((40, 30), (30, 50))):
         Image.new("L", size, 90 * i).save(tmp_path / f"{i}.jpg")  # grey files are read as RGB
@@ -307,7 +301,6 @@ class Tied(nn.Module):
 """
 
 
-@pytest.mark.slow(seconds=2)
 def test_a_net_whose_layers_share_weights_is_read_merged_and_written(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("tied.py").write_text(TIED)

@@ -153,7 +153,6 @@ def test_an_absent_setting_is_its_default():
     assert other_than_the_papers(record, OF_SCALE["paper"]) == ["training.weight_decay"]
 
 
-@pytest.mark.slow(seconds=1)
 def test_no_net_of_another_scale_is_called_the_papers():
     for scale in ("demo", "laptop"):
         for model in OF_SCALE[scale]["paper"]:

@@ -102,7 +102,6 @@ def test_an_exact_gcnn_is_the_nearest_to_its_net_and_an_exact_gcnn_stays_unchang
             assert abs(float((off * tensor).sum())) < 1e-3 * max(float(tensor.norm() * off.norm()), 1e-6)
 
 
-@pytest.mark.slow(seconds=1)
 def test_an_exact_gcnn_is_saved_and_loaded_and_stays_one_whatever_a_training_does(constrained, tmp_path):
     net, x, groups, permutations = constrained
     tied = exact_gcnn(net, HORIZONTAL_FLIP, groups, permutations)
@@ -266,7 +265,6 @@ def test_the_maximum_of_shifted_maps_is_a_max_pool(pool):
     assert torch.equal(largest(x, *pool), nn.functional.max_pool2d(x, *pool))
 
 
-@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 def test_fixed_channels_are_only_even_and_save_a_third():
     make, size = MADE["vgg11"]
@@ -505,7 +503,6 @@ def test_an_exact_gcnn_is_tuned_written_and_loaded_without_relusym(capsys, folde
 TRAIN = "--train-images {}/train.safetensors"
 
 
-@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("arguments, line", [
     ("--fine-tune 1", "--train-images: --fine-tune needs images to train on"),
     ("--symmetry quarter_turn", "an exact GCNN needs a flip"),

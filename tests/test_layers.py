@@ -287,7 +287,6 @@ def test_interrupted_partial_merges_with_batch_norm_resume_at_a_batch(tmp_path, 
         assert len(read) == batches
 
 
-@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 def test_the_only_layer_that_differs_is_where_merging_fails():
     net = vgg11()

@@ -192,7 +192,6 @@ def test_a_net_that_is_no_longer_needed_is_freed_at_once(images):
         gc.enable()
 
 
-@pytest.mark.slow(seconds=1)
 def test_the_nets_of_a_merge_have_the_accuracies_that_it_reports():
     net, images = resnet(size=32), Images(PIXELS, 16)
     merged = flip_merge(net, images, test_labels=LABELS)
@@ -279,7 +278,6 @@ def test_reset_batch_norms_hold_the_statistics_of_the_images():
     assert not reset.training
 
 
-@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 @pytest.mark.parametrize("network", [SMALL, NARROW, PLAIN], ids=["basic", "bottleneck", "no residual blocks"])
 def test_repair_meets_its_targets_at_every_block_output(network):

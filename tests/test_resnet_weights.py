@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-import torchvision
 from conftest import refused, settings_of
 
 from relusym.errors import UserError
@@ -28,13 +27,13 @@ from relusym.nets.weights import (
 from relusym.whole_files import distinct_names, sha256, write_whole
 
 SMALL = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 1 / 64}
-RESNET50 = {"architecture": "resnet", "block": "bottleneck", "layers": [3, 4, 6, 3], "width": 1.0}
+RESNET50 = {"architecture": "resnet", "block": "bottleneck", "layers": [3, 4, 6, 3], "width": 1 / 16}
 
 
 @pytest.fixture(scope="module")
 def state():
     torch.manual_seed(0)
-    return torchvision.models.resnet50().state_dict()
+    return build(RESNET50, 1000).state_dict()
 
 
 def prefixed(state, prefix):
@@ -70,7 +69,6 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_is_read_from_files(state, tmp_path, name):
     paths = []
@@ -112,7 +110,7 @@ def test_every_missing_surplus_and_misshapen_tensor_is_named(state):
     broken["layer1.0.bn1.bias"] = torch.ones(3)
     assert refused(lambda: to_torchvision([("a.pth", broken)], RESNET50)) == (
         "checkpoint a.pth doesn't fit the net: missing: bn1.running_var, layer3.2.conv1.weight; "
-        "surplus: mystery.weight; of another shape: layer1.0.bn1.bias (3,) and not (64,)"
+        "surplus: mystery.weight; of another shape: layer1.0.bn1.bias (3,) and not (4,)"
     )
 
 
@@ -220,7 +218,7 @@ def server(tmp_path):
     handler = partial(Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         running.folder = folder
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread = threading.Thread(target=running.serve_forever, args=[0.01], daemon=True)
         thread.start()
         yield folder, f"http://127.0.0.1:{running.server_port}"
         running.shutdown()

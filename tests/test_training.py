@@ -188,7 +188,6 @@ def test_streams_of_types_seeds_and_purposes_differ():
     assert torch.equal(torch.rand(3, generator=generator(0, "a")), torch.rand(3, generator=generator(0, "a")))
 
 
-@pytest.mark.slow(seconds=1)
 def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(images):
     last = {}
     for precision in ("float32", "bfloat16"):
