@@ -32,6 +32,9 @@ def smooth_images(count, size=32, seed=1):
     return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+PIXELS, LABELS = smooth_images(60), torch.arange(60) % 10
+
+
 @torch.no_grad()
 def vgg11(seed=0, group_convs=0, symmetry=HORIZONTAL_FLIP):
     """An eighth of the width; group convs written out.

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from small_nets import Images, vgg11
-from small_training import train_on
+from small_training import CPU, train_on
 
 from benchmark import partial_merges, plain, side_by_side, sides
 from benchmark.side_by_side import Race, WorkflowCopy
@@ -14,8 +14,6 @@ from relusym.data.augmentation import normalise
 from relusym.merging.merge import FLIP, PAIR, merge
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training.recipe import Recipe
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")

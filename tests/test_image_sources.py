@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
-from small_nets import Images, conv_net, resnet, smooth_images, vgg11
+from small_nets import LABELS, PIXELS, Images, conv_net, resnet, vgg11
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from relusym.data.augmentation import normalise
@@ -12,8 +12,6 @@ from relusym.evaluation import images as sources
 from relusym.evaluation.images import Batches, normalisation
 from relusym.merging.merge import flip_merge, merge
 
-PIXELS = smooth_images(60)
-LABELS = torch.arange(60) % 10
 CPU = torch.device("cpu")
 X = normalise(PIXELS)
 
@@ -158,16 +156,10 @@ def test_images_that_change_from_pass_to_pass_are_refused():
     refused(lambda: list(batches.batches(CPU)), "4 batches in one pass and 3")
 
 
-def test_labels_may_come_in_dicts():
-    net, x = conv_net(), normalise(PIXELS)
-    batches = [{"pixel_values": a, "labels": b} for a, b in zip(x.split(16), LABELS.split(16), strict=True)]
-    merged = flip_merge(net, Images(PIXELS, 16), test_labels=LABELS)
-    assert flip_merge(net, batches).scores["loss"] == pytest.approx(merged.scores["loss"], rel=1e-5)
-
-
 @pytest.mark.parametrize("batch", [
     (X, LABELS, [f"{i}.png" for i in range(60)]), (X, LABELS.float()), (X, LABELS[:, None]),
     (X, LABELS.to(torch.uint8)), {"img": X, "target": LABELS},
+    {"pixel_values": X, "labels": LABELS},
     {"x": X, "y": LABELS, "index": torch.arange(60)}, (X.clone().requires_grad_(), LABELS.tolist()),
     (X.numpy()[..., ::-1].copy()[..., ::-1], LABELS.numpy().astype(">i8")), (X.numpy().astype(">f4"), LABELS),
 ])  # fmt: skip

@@ -103,14 +103,6 @@ def test_a_non_file_in_place_of_the_log_is_reported_in_one_line_and_blocks_nobod
     assert done.stderr.startswith(f"error in rule train: {log}: ") and MEND in done.stderr
 
 
-def test_a_link_to_nowhere_is_no_lock(tmp_path, run_job):
-    log = tmp_path / "logs" / "cnn-0.log"
-    obstruct(log.with_suffix(".lock"), "link to nowhere")
-    done = run_job(log, "pass")
-    assert done.returncode == 0 and log.read_text() == "epoch 1\ndone\n"
-    assert [*log.parent.iterdir()] == [log]
-
-
 @pytest.mark.parametrize("what", ["pass", "raise UserError('wrong')"])
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
 def test_a_warning_at_the_very_end_changes_nothing(tmp_path, run_job, what, number):

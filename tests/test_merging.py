@@ -8,7 +8,9 @@ import pytest
 import torch
 from conftest import refused
 from small_nets import (
+    LABELS,
     NARROW,
+    PIXELS,
     SMALL,
     Images,
     answers,
@@ -43,9 +45,6 @@ from relusym.nets.vgg import VGG11
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, SYMMETRIES
-
-PIXELS = smooth_images(60)
-LABELS = torch.arange(60) % 10
 
 
 @pytest.fixture(scope="module")

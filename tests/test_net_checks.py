@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from conftest import refused
-from small_nets import Images, Wrapped, conv_net, resnet, smooth_images, vgg11
+from small_nets import LABELS, PIXELS, Images, Wrapped, conv_net, resnet, vgg11
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,9 +19,6 @@ from relusym.merging.merge import flip_merge, merge
 from relusym.pixels.grid import grid
 from relusym.reporting.report import report
 from relusym.symmetry import SYMMETRIES
-
-PIXELS = smooth_images(60)
-LABELS = torch.arange(60) % 10
 
 
 @pytest.mark.slow(seconds=1)
@@ -50,15 +47,16 @@ def test_logits_are_found_in_tuples_and_dicts(wrap):
     assert merged.accuracy == flip_merge(net, images, test_labels=LABELS).accuracy
 
 
-def poisoned():
+def with_weight(place, convert):
     net = conv_net()
-    net[0].weight.data[3] = torch.nan
+    net[place].weight = nn.Parameter(convert(net[place].weight.data), requires_grad=False)
     return net
 
 
 @pytest.mark.parametrize("net, line", [
     (lambda: conv_net().half(), "net.float()"), (lambda: conv_net().double(), "net.float()"),
-    (poisoned, "0.weight holds values that aren't finite"),
+    (lambda: with_weight(0, lambda w: w.index_fill(0, torch.tensor(3), torch.nan)),
+     "0.weight holds values that aren't finite"),
     (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), *list(conv_net())[1:]), "nothing to transform"),
     (lambda: conv_net()[1:], "can't read images of shape (3, 32, 32)"),
     (lambda: nn.Sequential(nn.Flatten()), "no parameters"),
@@ -104,18 +102,6 @@ class Table(Body):
     def __init__(self, start=0):
         super().__init__()
         self.register_buffer("table", torch.arange(start, start + 8))
-
-
-def float8():
-    net = conv_net()
-    net[0].weight = nn.Parameter(net[0].weight.data.to(torch.float8_e4m3fn), requires_grad=False)
-    return net
-
-
-def sparse():
-    net = conv_net()
-    net[-1].weight = nn.Parameter(net[-1].weight.data.to_sparse())
-    return net
 
 
 def zero():
@@ -164,8 +150,8 @@ def batch_statistics():
         (batch_statistics, "logits depend on the other images of its batch"),
         (Counts, "seen changes whenever the net runs"),
         (Int8, "scale is torch.int8"),
-        (float8, "0.weight is torch.float8_e4m3fn"),
-        (sparse, "4.weight is sparse"),
+        (lambda: with_weight(0, lambda w: w.to(torch.float8_e4m3fn)), "0.weight is torch.float8_e4m3fn"),
+        (lambda: with_weight(-1, torch.Tensor.to_sparse), "4.weight is sparse"),
         (lambda: nn.Sequential(nn.LazyConv2d(8, 3), *list(conv_net())[1:]), "lazy"),
         (lambda: conv_net().to("meta"), "meta device"),
         (lambda: torch.ao.quantization.quantize_dynamic(conv_net(), {nn.Linear}), "quantised"),

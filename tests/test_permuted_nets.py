@@ -26,10 +26,8 @@ from torch import fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from relusym.channels.groups import Place, permute
+from relusym.channels.groups import permute
 from relusym.channels.traced import TracedNet, channel_groups
-from relusym.channels.tracing import Handlers
-from relusym.errors import UserError
 from relusym.merging.aligned import joint_statistics
 from relusym.merging.identities import largest_difference
 from relusym.merging.merge import merge
@@ -259,13 +257,6 @@ def test_groups_of_a_part_of_a_layers_channels_name_the_part():
     assert difference(with_statistics(net))[0] < 1e-10
 
 
-@net_of(lambda channels: {"gain": nn.Parameter(torch.randn(channels))})
-def Gain(self, x):
-    """A custom layer, y = (1 + gain) · x, computed by NumPy, which tracing doesn't see."""
-    gain = (1 + self.gain).detach().numpy()
-    return torch.from_numpy(gain[:, None, None] * x.detach().numpy())
-
-
 def test_the_groups_of_a_group_norm_are_permuted_whole_and_the_channels_within_each():
     net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.GroupNorm(3, 12), nn.ReLU(), nn.Flatten(), nn.Linear(432, 5))
     (group,) = channel_groups(net, (3, 8, 8))
@@ -274,26 +265,6 @@ def test_the_groups_of_a_group_norm_are_permuted_whole_and_the_channels_within_e
     images = torch.randn(4, 3, 8, 8)
     permuted = functional_call(net, permute(net.state_dict(), [group], {group.name: moved}), images)
     assert torch.allclose(permuted, net(images), atol=1e-5)
-    moved[[0, 4]] = moved[[4, 0]]
-    refused(lambda: permute(net.state_dict(), [group], {group.name: moved}), match="tears heads apart")
-
-
-def test_a_custom_layer_needs_one_handler():
-    mine = Handlers()
-
-    @mine.handler(Gain)
-    def gain(call, x):
-        call.index("gain", 0, call.along(x, 1))
-        return x
-
-    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), Gain(8), nn.ReLU(), *head)
-    refused(lambda: channel_groups(net), match="depends on a parameter's values")
-    groups = channel_groups(net, handlers=mine)
-    assert Place("1.gain", 0) in groups[0].places
-    assert difference(with_statistics(net), groups=groups)[0] < 1e-10
-    with pytest.raises(UserError, match=r"Gain has a handler for channels already, .*gain"):
-        mine.handler(Gain)(lambda call, x: x)
 
 
 # ---- merging

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from conftest import refused
-from small_nets import Images, answers, conv_net, smooth_images, vgg11
+from small_nets import LABELS, PIXELS, Images, answers, conv_net, vgg11
 
 from relusym.data.augmentation import normalise
 from relusym.evaluation.metrics import Metric
@@ -10,10 +10,6 @@ from relusym.reporting.page import Comparison
 from relusym.reporting.report import report
 from relusym.reporting.words import verdict
 from relusym.symmetry import HORIZONTAL_FLIP
-
-PIXELS = smooth_images(60)
-LABELS = torch.arange(60) % 10
-CPU = torch.device("cpu")
 
 
 def test_a_net_that_doesnt_distinguish_images_gets_no_verdict():

@@ -410,14 +410,6 @@ def test_clocks_decide_nothing(copied):
     assert not any(job.startswith("train") for job in jobs)
 
 
-def test_a_run_with_another_setting_that_fails_leaves_records_and_checkpoints_as_they_were(copied):
-    before = kept(copied.folder, "checkpoints")
-    flip_byte(copied.folder / "data/generated-400-200-0.safetensors", -5)
-    output = copied.fails("--config", "training={batch_size: 20}")
-    assert "data/generated-400-200-0.safetensors isn't what was prepared" in output
-    assert before.items() <= kept(copied.folder, "checkpoints").items()
-
-
 def test_a_table_that_fails_leaves_its_older_files(committed):
     before, path = files_of(committed.folder, f"{RESULT}/tables"), committed.record("flip_merge", "cnn-0")
     record = load_record(path)

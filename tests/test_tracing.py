@@ -358,6 +358,7 @@ def test_an_incomplete_handler_is_named_even_if_the_weights_hide_the_fault():
     line = r"Sequential: permuting its channels changes .* first at layer 1, whose "
     refused(lambda: channel_groups(net, handlers=wrong), match=line)
     assert [group.size for group in channel_groups(net)] == [8]
+    refused(lambda: wrong.handler(Gain)(lambda call, x: x), match="Gain has a handler for channels already, ")
 
 
 @pytest.mark.slow(seconds=3)

@@ -151,16 +151,6 @@ def test_an_interrupted_training_resumes_at_that_step_and_ends_with_the_same_net
     assert 3600 < record["cost"]["seconds"] <= record["cost"]["job_seconds"]
 
 
-@FAMILIES
-def test_a_merge_of_another_checkpoint_than_its_train_record_names_is_refused(tmp_path, data, nets, model):
-    (_, to, _), (_, _, record) = nets[model, 1], nets[model, 0]
-    filters = tmp_path / "filters.safetensors"
-    line = rf"{model}-\w+/1\.safetensors isn't the one that .*{model}-\w+/0\.json names"
-    with pytest.raises(UserError, match=line):
-        merged([(model, 0)], [SETTINGS[model]], [(to, record)], data, filters=filters)
-    assert not filters.exists()
-
-
 PRETRAINING = changed(SETTINGS["old"], objective="simsiam", epochs=6, learning_rate=0.1)
 
 

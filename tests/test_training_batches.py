@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import refused
 from PIL import Image
-from small_training import image_tree
+from small_training import CPU, image_tree
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +27,6 @@ from relusym.measuring.loading import normalise_of
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
-CPU = torch.device("cpu")
 EACH = HORIZONTAL_FLIP, VERTICAL_FLIP, QUARTER_TURN
 SYMMETRIES = pytest.mark.parametrize("symmetry", EACH, ids=lambda s: s.name)
 
