@@ -91,17 +91,6 @@ def test_nothing_beyond_the_paper_is_part_of_all(measured):
     assert not TABLES_AND_FIGURES & {*measured.planned()}
 
 
-def test_tables_are_remade_from_records_only(measured, tiny):
-    made = measured.as_committed(tiny())
-    shutil.copy(measured.folder / "scales/tiny.yaml", made.folder / "scales/tiny.yaml")
-    folder = made.folder / "results/tiny"
-    before = {path: path.read_bytes() for path in (folder / "tables").iterdir()}
-    shutil.rmtree(folder / "tables")
-    made.makes("beyond")
-    assert not (made.folder / "data").exists()
-    assert {path: path.read_bytes() for path in before} == before
-
-
 def test_other_settings_make_one_measurement_again_and_train_nothing(measured):
     assert planned(measured, "beyond", "--config", "beyond={curves: {points: 7}}") == CURVES
 

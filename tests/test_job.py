@@ -14,14 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import obstruct
+from conftest import SCRIPTS, obstruct
 
 from job import job
 from relusym.errors import WARNINGS, Interruption, UserError
 from relusym.jobs.job_lock import JobLock
 from relusym.whole_files import write_whole
 
-NUMBERS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
 JOB = """
 import resource, sys
 from types import SimpleNamespace
@@ -40,21 +39,16 @@ MEND = "free space, change permissions, or move away what is there"
 LINE = "error in rule train: images are missing: unpack them\n"
 
 
-@pytest.fixture
-def run_job(pytestconfig):
-    """A function that runs a job with a log: code of the job, code after it, optionally by another command."""
-
-    def run(log, *what, size=10**9, by=()):
-        environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
-        command = [*by, sys.executable, "-c", JOB, str(log), what[0], str(size), *what[1:]]
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.run(command, **pipes, text=True, env=environment, timeout=300, check=False)
-
-    return run
+def run_job(log, *what, size=10**9, by=()):
+    """Run a job with a log: code of the job, code after it, optionally by another command."""
+    command = [*by, sys.executable, "-c", JOB, str(log), what[0], str(size), *what[1:]]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
+    return subprocess.run(command, **pipes, text=True, env=environment, timeout=300, check=False)
 
 
 @pytest.fixture
-def ended(tmp_path, run_job):
+def ended(tmp_path):
     """A function that runs a job that ends with an error: the terminal's output, and the log if it is a file."""
 
     def run(what, log=None, size=10**9):
@@ -95,7 +89,7 @@ def test_an_error_that_a_full_disk_keeps_from_the_log_is_on_the_terminal(ended, 
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link to itself"])
-def test_a_non_file_in_place_of_the_log_is_reported_in_one_line_and_blocks_nobody(tmp_path, run_job, kind):
+def test_a_non_file_in_place_of_the_log_is_reported_in_one_line_and_blocks_nobody(tmp_path, kind):
     log = tmp_path / "logs" / "cnn-0.log"
     obstruct(log, kind)
     done = run_job(log, "pass")
@@ -104,8 +98,8 @@ def test_a_non_file_in_place_of_the_log_is_reported_in_one_line_and_blocks_nobod
 
 
 @pytest.mark.parametrize("what", ["pass", "raise UserError('wrong')"])
-@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
-def test_a_warning_at_the_very_end_changes_nothing(tmp_path, run_job, what, number):
+@pytest.mark.parametrize("number", WARNINGS, ids=lambda number: number.name)
+def test_a_warning_at_the_very_end_changes_nothing(tmp_path, what, number):
     log = tmp_path / "logs" / "cnn-0.log"
     kill = f"import os; os.kill(os.getpid(), {int(number)})"
     at_exit = f"import atexit; atexit.register(lambda: exec({kill!r})); {what}"
@@ -114,8 +108,8 @@ def test_a_warning_at_the_very_end_changes_nothing(tmp_path, run_job, what, numb
     assert (done.returncode, done.stderr) == (len(words) and 1, words)
 
 
-@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
-def test_a_warning_ends_a_job_that_cannot_save_its_state_with_one_line(tmp_path, run_job, number):
+@pytest.mark.parametrize("number", WARNINGS, ids=lambda number: number.name)
+def test_a_warning_ends_a_job_that_cannot_save_its_state_with_one_line(tmp_path, number):
     log = tmp_path / "logs" / "cnn-0.log"
     done = run_job(log, f"import os; os.kill(os.getpid(), {int(number)})")
     line = f"ended by {number.name} before it was done; it starts over when it runs again\n"
@@ -123,7 +117,7 @@ def test_a_warning_ends_a_job_that_cannot_save_its_state_with_one_line(tmp_path,
     assert log.read_text() == f"epoch 1\nerror: {line}" and not log.with_suffix(".lock").exists()
 
 
-def test_under_nohup_closing_the_terminal_ends_no_job(tmp_path, run_job):
+def test_under_nohup_closing_the_terminal_ends_no_job(tmp_path):
     log = tmp_path / "logs" / "cnn-0.log"
     done = run_job(log, "import os, signal; os.kill(os.getpid(), signal.SIGHUP)", by=["nohup"])
     assert done.returncode == 0 and log.read_text().endswith("done\n")
@@ -143,16 +137,14 @@ with job(SimpleNamespace(log=[log], rule="train", params={}, resources={}, outpu
 
 @pytest.mark.parametrize("written", ["record", "checkpoint", "nothing"])
 def test_a_job_that_waited_is_done_if_the_other_copy_wrote_its_record_and_otherwise_runs(
-    tmp_path, pytestconfig, written
+    tmp_path, child, written
 ):
     log = tmp_path / "0.log"
     outputs = {"record": tmp_path / "0.json", "checkpoint": tmp_path / "0.safetensors"}
     for path in outputs.values():  # from an earlier day, as both copies were forced
         path.write_text("old")
-    environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     with JobLock(log.with_suffix(".lock")):
-        copy = subprocess.Popen([sys.executable, "-c", AGAIN, log, *outputs.values()], **pipes)
+        copy = child(AGAIN, log, *outputs.values())
         assert "waiting for it" in copy.stderr.readline()
         if written != "nothing":
             with write_whole(outputs[written]) as part:

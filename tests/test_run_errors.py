@@ -53,19 +53,13 @@ def ends_with(checkout):
 
 
 @contextmanager
-def config(clone, change):
-    path = clone.folder / "config.yaml"
-    before = path.read_bytes()
+def changed(clone, name, change):
+    """The file of this name with other content; `change`: from its bytes, none if there is no file."""
+    path = clone.folder / name
+    before = path.read_bytes() if path.exists() else b""
     path.write_bytes(change(before))
     yield
-    path.write_bytes(before)
-
-
-@contextmanager
-def mine(clone, content):
-    (clone.folder / "mine.yaml").write_bytes(content)
-    yield
-    (clone.folder / "mine.yaml").unlink()
+    path.write_bytes(before) if before else path.unlink()
 
 
 @contextmanager
@@ -138,17 +132,17 @@ RUNS = {
 }
 SPOILED = {
     "key twice": (
-        lambda clone: config(clone, lambda text: b"scale: demo\n" + text),
+        lambda clone: changed(clone, "config.yaml", lambda text: b"scale: demo\n" + text),
         [DRY],
         r"config error: config\.yaml, line \d+: the key 'scale' is in line 1 already; keep one$",
     ),
     "no YAML": (
-        lambda clone: config(clone, lambda text: b"a: [\n" + text),
+        lambda clone: changed(clone, "config.yaml", lambda text: b"a: [\n" + text),
         [DRY],
         r"config error: config\.yaml, line \d+: not valid YAML \(",
     ),
     "config file in Latin-1": (
-        lambda clone: mine(clone, "scale: tiny # Bökman".encode("latin-1")),
+        lambda clone: changed(clone, "mine.yaml", lambda _: "scale: tiny # Bökman".encode("latin-1")),
         [DRY, "--configfile", "mine.yaml"],
         r"config error: mine\.yaml, line 1: the byte 0xf6 isn't UTF-8; save the file as UTF-8$",
     ),

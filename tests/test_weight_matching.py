@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 import torchvision
-from small_nets import Images, net_of, smooth_images, vgg11
+from small_nets import PIXELS, Images, conv_net, net_of, smooth_images, vgg11
 from structures import Attended, with_statistics
 from torch import nn
 
@@ -218,9 +218,6 @@ def test_involutions_match_flip_merges_and_are_refused_for_two_nets():
 
 
 def test_random_matching_draws_from_its_seed():
-    images = Images(smooth_images(100), 100)
-    labels, net = torch.arange(100) % 10, vgg11()
-    how = images, images, labels
-    merged = [flip_merge(net, *how, matching="random", seed=seed) for seed in (0, 0, 1)]
+    merged = [flip_merge(conv_net(), Images(PIXELS), matching="random", seed=seed) for seed in (0, 0, 1)]
     first, same, other = (each.permutations for each in merged)
     assert first == same != other and all(sorted(p) == list(range(len(p))) for p in first.values())
