@@ -58,19 +58,16 @@ def test_the_runs_settings_override_the_scales_file_and_a_models_override_both()
 )
 def test_one_key_points_a_scale_at_other_images(scale, data):
     mine = {"source": "folder", "root": "mine", "label": "Mine"}
-    plain, settings = (
-        settings_of(scale=scale, datasets={"mine": mine}, **how) for how in ({}, {"data": data})
-    )
+    of_scale = partial(settings_of, scale=scale, datasets={"mine": mine})
+    plain, settings = of_scale(), of_scale(data=data)
     assert settings.train("cnn")["data"]["dataset"] == data["dataset"]
     assert {*settings.train("cnn")["data"]} == {*plain.train("cnn")["data"]} - {"test_images", "invariant_to"}
     over = {"cifar10": {}, "datasets": {"mine": mine}}
     assert data["dataset"] in plain.unread(over) and data["dataset"] not in settings.unread(over)
-    nulls = data | {"test_images": None, "invariant_to": None}
-    same = settings_of(scale=scale, datasets={"mine": mine}, data=nulls)
+    same = of_scale(data=data | {"test_images": None, "invariant_to": None})
     assert same.train("cnn") == settings.train("cnn")
-    data = data | {"test_images": 9}
     line = "data.test_images: only for generated images"
-    refused(lambda: settings_of(scale=scale, datasets={"mine": mine}, data=data), match=line)
+    refused(lambda: of_scale(data=data | {"test_images": 9}), match=line)
 
 
 def test_a_scale_needs_only_seeds_models_and_a_training():

@@ -331,9 +331,8 @@ def test_each_of_several_errors_has_its_line(where, changes, starts, tmp_path):
 def test_a_key_is_named_by_its_file_even_if_another_overrides_it(tmp_path):
     line = refusal(tmp_path, "demo", {"training.epochs": 0}, run={"training.batch_size": 40})
     assert line == "scales/demo.yaml: training.epochs: 0 given; allowed is at least 1"
-    line = refusal(
-        tmp_path, "demo", {"models.cnn.training": {"epochs": 10}}, run={"training.warmup_epochs": 20}
-    )
+    run = {"training.warmup_epochs": 20}
+    line = refusal(tmp_path, "demo", {"models.cnn.training": {"epochs": 10}}, run)
     assert line == "training.warmup_epochs: 20 isn't less than the 10 epochs"
 
 

@@ -148,9 +148,8 @@ def test_the_page_on_identifiability_has_the_verdicts_and_the_barriers_of_the_co
     counts = f"{verdicts['held']} held, none failed, and {verdicts['inconclusive']} are inconclusive"
     assert f"Of the {verdicts.sum()} claims {counts}" in text
     shown = rows(TEXT[IDENTIFIABILITY].split("## Found")[1].split("1. ")[0])
-    means = pd.read_csv(results / "figures/identifiability_figure.csv").pivot_table(
-        "barrier", "variant", "model"
-    )
+    barriers = pd.read_csv(results / "figures/identifiability_figure.csv")
+    means = barriers.pivot_table("barrier", "variant", "model")
     types = {"ReLU": "relu", "leaky ReLU": "leaky", "GELU": "gelu", "tanh": "tanh"}
     larger = means.drop("activation").loc[["scaled_activation", "signed_activation"]].max()
     for name, *cells in shown[2:]:
@@ -292,15 +291,11 @@ def test_each_file_of_a_walk_is_reached_from_one_before_it(files, most):
 
 
 def test_a_keys_walk_has_every_file_that_uses_the_key():
-    rooms = [
-        LIBRARY / "relusym" / room for room in ("config", "records", "training", "measuring", "data", "nets")
-    ]
-    files = {path for room in rooms for path in room.rglob("*.py")}
+    rooms = "config", "records", "training", "measuring", "data", "nets"
+    files = {path for room in rooms for path in (LIBRARY / "relusym" / room).rglob("*.py")}
     text = PAGE.partition("A key of the config")[2].partition("Whether a record")[0]
-    named = {
-        (ROOT / "docs" / link).resolve()
-        for link in re.findall(r"^\d\. \[[^]]+\]\(([^)]+)\)", text, re.MULTILINE)
-    }
+    links = re.findall(r"^\d\. \[[^]]+\]\(([^)]+)\)", text, re.MULTILINE)
+    named = {(ROOT / "docs" / link).resolve() for link in links}
     assert named == {path for path in files if "invariance_weight" in path.read_text(encoding="utf-8")}
     assert len(named) == 3
 

@@ -349,10 +349,8 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
         "figure4": (".png", ".pdf", ".csv"), "figure7": (".png", ".pdf"),
         "zero_filters": (".png", ".pdf", ".csv", "_by_net.csv"),
     }  # fmt: skip
-    for folder, seed, epoch, zone in (
-        ("a", "1", "1000000000", "UTC"),
-        ("b", "2", "1700000000", "Asia/Tokyo"),
-    ):
+    days = ("a", "1", "1000000000", "UTC"), ("b", "2", "1700000000", "Asia/Tokyo")
+    for folder, seed, epoch, zone in days:
         (tmp_path / folder).mkdir()
         environment = {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": epoch, "TZ": zone}
         run_script(made, selection, tmp_path / folder, environment, **inputs)

@@ -118,11 +118,8 @@ def test_slices_concatenated_to_patches_are_symmetric_together():
     fit = grid(net, (3, 32, 32), HORIZONTAL_FLIP)
     assert fit.symmetric and fit.offset == 0
     assert check_planted(TracedNet(net, (3, 32, 32)), HORIZONTAL_FLIP) < 1e-12
-    for starts in (
-        [(0, 0), (1, 1)],
-        [(0, 0), (1, 0)],
-        [(0, 1)],
-    ):  # parts of a patch whose mirror images it lacks
+    # parts of a patch whose mirror images it lacks
+    for starts in ([(0, 0), (1, 1)], [(0, 0), (1, 0)], [(0, 1)]):
         part = Applied(lambda x, starts=starts: torch.cat([x[:, :, i::2, j::2] for i, j in starts], 1))
         assert not grid(part, (3, 8, 8), HORIZONTAL_FLIP).symmetric
 

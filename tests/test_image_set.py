@@ -206,9 +206,8 @@ def test_a_subset_is_a_seeded_choice_without_repetition(tree):
     train, _ = folder.read(tree)
     chosen = image_set.subset(train, 4, seed=1)
     assert torch.equal(chosen.images, image_set.subset(train, 4, seed=1).images)
-    assert not all(
-        torch.equal(chosen.images, image_set.subset(train, 4, seed).images) for seed in range(2, 8)
-    )
+    others = [image_set.subset(train, 4, seed).images for seed in range(2, 8)]
+    assert not all(torch.equal(chosen.images, other) for other in others)
     assert len(chosen.images.flatten(1).unique(dim=0)) == 4
     assert image_set.subset(train, None, seed=1) is train
     refused(lambda: image_set.subset(train, 7, seed=1), match="7 images are asked for")

@@ -330,10 +330,7 @@ def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_
 
 @pytest.mark.parametrize("batches", [[1], [2, 2, 1]])
 def test_a_batch_norm_that_would_read_one_number_per_channel_is_refused(batches):
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
-    )
+    net = conv_net(nn.Flatten(), nn.Linear(8 * 36, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     merging = lambda: merge(net, net, [torch.rand(count, 3, 8, 8) for count in batches])  # noqa: E731
     refused(merging, "a batch norm reads a batch of one image", "larger batches")
 
@@ -446,8 +443,8 @@ def in_tf32(x):
     return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
 
-@pytest.fixture
-def on_ampere(monkeypatch):
+@torch.no_grad()
+def test_a_gcnn_is_invariant_to_float32s_precision_on_a_gpu_with_tf32(monkeypatch):
     """Convolutions round their operands like a GPU since Ampere, if PyTorch's settings allow it."""
     conv = nn.Conv2d._conv_forward
 
@@ -458,10 +455,6 @@ def on_ampere(monkeypatch):
 
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", forward)
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # PyTorch's default
-
-
-@torch.no_grad()
-def test_a_gcnn_is_invariant_to_float32s_precision_on_a_gpu_with_tf32(on_ampere):
     net, images = vgg11(group_convs=8), Images(smooth_images(100))
     assert invariance_error(net, images) < 1e-5
     x = images.first(100, torch.device("cpu"))

@@ -359,16 +359,10 @@ def test_the_note_of_a_table_names_the_records_that_it_read(committed):
     folder = committed.folder
     (note,) = (folder / RESULT / "notes").glob("table4-*.sha256")
     lines = [line for line in note.read_text().splitlines() if line.startswith("# ")]
-    expanded = subprocess.run(
-        ["bash", "-c", "echo " + " ".join(line[2:] for line in lines)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    ).stdout.split()
-    pairs = {
-        str(path.relative_to(folder))
-        for path in (folder / RESULT / "records/pair_merge").rglob("[0-9]*.json")
-    }
+    shell = ["bash", "-c", "echo " + " ".join(line[2:] for line in lines)]
+    expanded = subprocess.run(shell, cwd=folder, capture_output=True, text=True).stdout.split()
+    paths = (folder / RESULT / "records/pair_merge").rglob("[0-9]*.json")
+    pairs = {str(path.relative_to(folder)) for path in paths}
     trained = {path for path in expanded if "/records/train/" in path}
     assert {*expanded} == pairs | trained and len(expanded) == len({*expanded})
     assert all((folder / path).is_file() for path in expanded)
