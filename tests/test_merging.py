@@ -201,17 +201,6 @@ def test_the_nets_of_a_merge_have_the_accuracies_that_it_reports():
     assert set(merged.body()) == keys
 
 
-def test_nets_are_merged_by_their_weights_without_images():
-    net = vgg11()
-    other, planted = shuffled(net, channel_groups(net))
-    aligned = merge_weights(net, other, (3, 32, 32))
-    for name, order in aligned.permutations.items():
-        assert torch.equal(planted[name][order], torch.arange(len(order)))
-    halfway = aligned.interpolate(0.5).net.state_dict()
-    assert all(torch.allclose(tensor, halfway[key]) for key, tensor in net.state_dict().items())
-    assert aligned.similarity == {}
-
-
 def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_merge(monkeypatch):
     def wrong(traced, symmetry):
         flipped = deepcopy(traced.net)

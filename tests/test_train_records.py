@@ -126,22 +126,21 @@ def test_the_net_of_each_seed_merges_with_itself_and_with_the_other(tmp_path, da
 
 
 @pytest.mark.slow(seconds=1)
-@FAMILIES
-def test_an_interrupted_training_resumes_at_that_step_and_ends_with_the_same_net(tmp_path, data, nets, model):
-    whole, net, _ = nets[model, 0]
-    settings, state, steps = SETTINGS[model], tmp_path / "state.safetensors", []
+def test_an_interrupted_training_resumes_at_that_step_and_ends_with_the_same_net(tmp_path, data, nets):
+    whole, net, _ = nets["cnn", 0]
+    settings, state, steps = SETTINGS["cnn"], tmp_path / "state.safetensors", []
 
     def asked():
         steps.append(None)
         return len(steps) == 7  # within an epoch
 
     with pytest.raises(Interrupted, match="the training state is saved"):
-        made(tmp_path, data, model, settings, state=state, interrupted=asked)
+        made(tmp_path, data, "cnn", settings, state=state, interrupted=asked)
     assert [path.name for path in tmp_path.iterdir()] == [state.name]
     tensors, about = checkpoint.load(state)
     assert 0 < about["seconds"] < 60
     checkpoint.save(state, tensors, about | {"seconds": 3600.0})
-    record, to, _ = made(tmp_path, data, model, settings, state=state, interrupted=asked)
+    record, to, _ = made(tmp_path, data, "cnn", settings, state=state, interrupted=asked)
     assert len(steps) == settings["training"]["epochs"] * (200 // settings["training"]["batch_size"])
     assert_same(saved(to), saved(net))
     assert record["accuracy"] == whole["accuracy"] and not state.exists()

@@ -12,10 +12,9 @@ from torch import nn
 from relusym import nets
 from relusym.channels.groups import permute, random_permutations
 from relusym.channels.traced import channel_groups
-from relusym.errors import UserError
 from relusym.matching.cyclic import best_cyclic
 from relusym.matching.match import Pair, Search, match
-from relusym.merging.merge import flip_merge, merge
+from relusym.merging.merge import flip_merge
 
 NETS = {
     "vgg11": {"architecture": "vgg11", "width": 1 / 16, "initialization": "he"},
@@ -203,7 +202,7 @@ def test_the_best_involution_is_the_best_of_all(size):
 
 
 @pytest.mark.slow(seconds=1)
-def test_involutions_match_flip_merges_and_are_refused_for_two_nets():
+def test_involutions_match_flip_merges():
     images = Images(smooth_images(200), 100)
     labels = torch.arange(200) % 10
     net = vgg11()
@@ -213,8 +212,6 @@ def test_involutions_match_flip_merges_and_are_refused_for_two_nets():
     free = flip_merge(net, images, images, labels, matching="activation")
     lost = {name: free.similarity[name] - merged.similarity[name] for name in free.similarity}
     assert all(-1e-9 <= loss < 0.2 for loss in lost.values()), lost
-    with pytest.raises(UserError, match="only for a net and its transformed self"):
-        merge(net, vgg11(seed=1), images, images, labels, matching="involution")
 
 
 def test_random_matching_draws_from_its_seed():
