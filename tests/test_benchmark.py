@@ -1,14 +1,14 @@
 from contextlib import nullcontext
-from pathlib import Path
+from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
+from conftest import settings_of
 from small_nets import Images, vgg11
 from small_training import CPU, train_on
 
 from benchmark import partial_merges, plain, side_by_side, sides
-from benchmark.side_by_side import Race, WorkflowCopy
+from benchmark.side_by_side import Clone, Race, judged
 from relusym.data import chiral_shapes
 from relusym.data.augmentation import normalise
 from relusym.merging.merge import FLIP, PAIR, merge
@@ -51,9 +51,10 @@ def test_full_batch_steps_of_the_plain_training_are_those_of_the_library(splits,
 @torch.no_grad()
 def test_the_plain_merge_finds_the_librarys_permutations_and_accuracies(splits, float32, names):
     images, test = splits
-    ends = vgg11(0), HORIZONTAL_FLIP.transform(vgg11(0)) if names == FLIP else vgg11(1)
+    nets = [vgg11(0)] if names == FLIP else [vgg11(0), vgg11(1)]
+    ends = *nets, *([HORIZONTAL_FLIP.transform(vgg11(0))] if names == FLIP else [])
     here = merge(*ends, Images(images.images, 80), Images(test.images, 80), test.labels, names=names)
-    permutations, accuracy = plain.merge(*ends, names, images, test, 80, CPU, workers=0)
+    permutations, accuracy = plain.merge(nets, images, test, 80, CPU, workers=0)
     pairs = ((torch.tensor(p), torch.tensor(here.permutations[name])) for name, p in permutations.items())
     alike = torch.cat([permutation == other for permutation, other in pairs])
     assert sum(alike) >= side_by_side.AGREE * len(alike)
@@ -62,38 +63,41 @@ def test_the_plain_merge_finds_the_librarys_permutations_and_accuracies(splits, 
 
 
 class Canned:
-    """A side whose processes immediately return prepared results."""
-
-    processes = (None,)
+    """A process that immediately returns a prepared result."""
 
     def __init__(self, seconds, result):
-        self.seconds, self.result = seconds, result
+        self.result = lambda: (0, seconds, result)
 
-    def run(self, function, task, given):
-        return self.seconds, [self.result] * len(given)
-
-    def rate(self, task):
-        return 1e12
+    def submit(self, function, task, side, given):
+        return self
 
 
-RECIPE = Recipe(epochs=1, batch_size=50, learning_rate=0.1, augmentation=False)
-TASK = side_by_side.Task(Path(), "cpu", 1, 0, 1 / 8, RECIPE, 50, 50)
+@pytest.fixture
+def race(monkeypatch):
+    """Run a race on small images between two processes, each with its seconds and its result, and judge its rows."""
+    monkeypatch.setattr(side_by_side, "matrix_rate", lambda *how: 1e12)
+
+    def run(method, here, plain, *arguments):
+        task = sides.Task(width=1 / 8, train=1000, test=1000, batch_size=50, matched=50)
+        rows = getattr(Race([Canned(*here)], [Canned(*plain)], task, cores=1), method)(*arguments)
+        return next(judged(rows if isinstance(rows, list) else [rows], "cpu").itertuples())
+
+    return run
 
 
 @pytest.mark.parametrize("alike, apart, agrees", [(100, 0.0, True), (98, 0.0, False), (100, 0.2, False)])
-def test_merges_agree_by_their_permutations_and_accuracies(alike, apart, agrees):
+def test_merges_agree_by_their_permutations_and_accuracies(race, alike, apart, agrees):
     permutation = list(range(100))
     other = permutation[:alike] + permutation[alike:][::-1]
-    here = Canned(1.0, ({"conv1": permutation}, {"net": 0.9, "halfway": 0.6}))
-    plain = Canned(8.0, ({"conv1": other}, {"net": 0.9, "halfway": 0.6 - apart}))
-    row = Race(here, plain, TASK, 1000, cores=1, repeats=1).merge_row("flip merge", [{}])
+    here = 1.0, ({"conv1": permutation}, {"net": 0.9, "halfway": 0.6})
+    plain = 8.0, ({"conv1": other}, {"net": 0.9, "halfway": 0.6 - apart})
+    row = race("merge_row", here, plain, "flip merge", (0,))
     assert row.agrees is agrees and (row.ratio, row.reached) == (8.0, True)
 
 
 @pytest.mark.parametrize(("apart", "agrees"), [(0.01, True), (0.2, False)])
-def test_trainings_agree_by_their_accuracies(apart, agrees):
-    here, plain = Canned(1.0, (0.9, {})), Canned(2.0, (0.9 - apart, {}))
-    (row, _), _ = Race(here, plain, TASK, 1000, cores=1, repeats=1).training_rows(1000)
+def test_trainings_agree_by_their_accuracies(race, apart, agrees):
+    row = race("training_rows", (1.0, 0.9), (2.0, 0.9 - apart))
     assert row.agrees is agrees and (row.ratio, row.reached) == (2.0, False)
 
 
@@ -101,32 +105,33 @@ def test_the_arithmetic_floor_is_that_of_the_papers_net():
     assert side_by_side.flop_an_image(1.0) == pytest.approx(0.916e9, rel=0.01)
 
 
-def test_machine_names_become_file_names():
+def test_machine_names_become_file_names(monkeypatch):
     assert sides.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
     assert sides.device_name(CPU, 2).endswith("2 cores")
-    assert sides.matrix_rate(CPU, torch.float32, side=64) > 0
+    monkeypatch.setattr(side_by_side, "SIDE", {"cpu": 64})
+    assert side_by_side.matrix_rate(CPU, torch.float32, threads=1) > 0
 
 
 def test_the_grid_is_extrapolated_from_measured_rates():
-    paper = {"width": 1.0, "epochs": 10, "images": 1000, "seeds": 2, "pairs": 3}
-    paper |= {"invariance_from": [None, 0.0, 0.2]}
-    measured = ("training", "images/s", 100.0), ("flip merge", "s", 1.0), ("pair merge", "s", 2.0)
-    rows = [side_by_side.Row(*row) for row in measured]
-    task = side_by_side.Task(Path(), "cuda", 1, 0, 1.0, None, 500, 500)
+    paper = settings_of(None, "paper")
+    measured = {"training": 100.0, "flip merge": 1.0, "pair merge": 2.0}
+    rows = [{"what": what, "here": here} for what, here in measured.items()]
+    task = side_by_side.TASKS["cuda"]
     (row,) = side_by_side.grid_row(paper, task, rows)
-    assert row.here == pytest.approx(2 * ((1 + 2 + 1.8) * 100 + 2 * (3 * 1 + 3 * 2)) / 3600)
-    assert row.reached and side_by_side.grid_row({**paper, "width": 0.5}, task, rows) == []
+    # seven types, of which one has the invariance loss throughout, and two for the last 80% of the epochs; six pairs
+    seconds = 100 * (7 + 1 + 2 * 0.8) * 50_000 / 100 + (7 * 1 + 6 * 2) * 50_000 / 10_000
+    assert row["here"] == pytest.approx(24 * seconds / 3600)
+    assert (
+        not judged([row], "cuda")["reached"].item() and row["here"] > side_by_side.GOALS[row["what"]]["cuda"]
+    )
+    assert side_by_side.grid_row(paper, replace(task, width=0.5), rows) == []
 
 
 @pytest.mark.slow(seconds=30)
-def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
-    how = {
-        "nets": 1, "width": 1 / 32, "train_images": 100, "test_images": 50, "epochs": 1, "batch_size": 50,
-        "learning_rate": 0.01, "matched_images": 50, "merge_batch_size": 50,
-    }  # fmt: skip
-    paper = {"width": 1.0, "epochs": 1, "images": 1, "seeds": 1, "pairs": 6, "invariance_from": [None]}
-    rows = side_by_side.compared_rows(how, paper, CPU, cores=1, repeats=1)
-    table = pd.DataFrame(rows).set_index("what")
+def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement(monkeypatch, tmp_path):
+    monkeypatch.setattr(side_by_side, "REPEATS", 2)
+    task = sides.Task(width=1 / 32, train=100, test=50, batch_size=50, matched=50, folder=tmp_path)
+    table = judged(side_by_side.compared_rows(task, nets=1, cores=1), "cpu").set_index("what")
     assert list(table.index) == ["training", "share of the arithmetic floor", "flip merge", "pair merge"]
     assert (table[["here", "plain"]] > 0).all(axis=None)
     for what, row in table.drop("share of the arithmetic floor").iterrows():
@@ -137,15 +142,18 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
 
 @pytest.mark.slow(seconds=15)
 def test_each_cost_of_the_workflow_has_a_row(clone, tmp_path, monkeypatch):
-    folder = clone().folder
-    copy = WorkflowCopy(folder, tmp_path)
-    assert copy.dry_run("demo", "0-3") > 0 < copy.start_up("cpu")
+    fresh = Clone(clone().folder, tmp_path)
+    models = dict.fromkeys(settings_of(None, "demo").table("table2"), {"seeds": "0-3"})
+    assert fresh.dry_run(scale="demo", models=models) > 0 < fresh.start_up("cpu")
     for method in ("dry_run", "start_up"):
-        monkeypatch.setattr(WorkflowCopy, method, lambda self, *how: float(len(how)))
-    rows = side_by_side.workflow_rows(folder, "cpu", 1, repeats=1, demo=False, seeds=1)
+        monkeypatch.setattr(Clone, method, lambda self, *how, **config: float(len(how) + len(config)))
+    monkeypatch.setattr(Clone, "demo", lambda self, cores, device: (5.0, 6.0))
+    rows = side_by_side.workflow_rows(fresh, "cpu", 1, settings_of(None, "paper"))
     planning = {"dry run of the paper's grid": 1.0, "dry run of ten times the seeds": 2.0}
-    assert {row.what: row.here for row in rows} == planning | {"start-up of a job": 1.0}
-    assert all(row.reached == (row.here <= row.goal) for row in rows)
+    demo = {"the demo, from start to end": 5.0, "useful seconds of the demo's jobs, together": 6.0}
+    assert {row["what"]: row["here"] for row in rows} == planning | {"start-up of a job": 1.0} | demo
+    for row in judged(rows, "cpu").dropna(subset="goal").itertuples():
+        assert row.reached == (row.here <= row.goal)
 
 
 @pytest.mark.slow(seconds=5)

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmark.side_by_side import benchmark, read_settings
+from benchmark.side_by_side import benchmark
 from benchmark.sides import device_name, slug
 from job import job
-from relusym.config.settings import Settings
 from relusym.measuring.loading import device_named
 from relusym.whole_files import write_text
 
@@ -19,26 +18,12 @@ def in_words(value):
     return "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def paper_grid(root):
-    paper = Settings.of({"scale": "paper"}, [root / "scales"])
-    models = [paper.models[model] for model in paper.table("table2")]
-    recipes = [model.stages["training"] for model in models]
-    return {
-        "width": models[0].network["width"],
-        "epochs": recipes[0].epochs,
-        "images": 50_000,
-        "seeds": len(paper.sections.seeds),
-        "pairs": len(paper.types_paired),
-        "invariance_from": [recipe.invariance_from for recipe in recipes],
-    }
-
-
 if __name__ == "__main__":  # the processes of the benchmark import this file too
     terminal = sys.stderr
     with job(snakemake):
         root, device = Path(snakemake.params.root), device_named(snakemake.params.device)
         name = device_name(device, snakemake.threads)
-        rows = benchmark(read_settings(), paper_grid(root), root, device, snakemake.threads)
+        rows = benchmark(root, device, snakemake.threads)
         rows.insert(0, "machine", name)
         columns = rows[["what", "unit", "here", "plain", "ratio", "goal", "reached", "agrees"]].map(in_words)
         table = f"{name}\n\n{columns.to_markdown(index=False, disable_numparse=True)}\n"

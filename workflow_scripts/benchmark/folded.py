@@ -17,16 +17,15 @@ from functools import partial
 from statistics import median
 
 import torch
-import torchvision
 from torch import nn
 
-from benchmark.sides import device_name
+from benchmark.partial_merges import build
+from benchmark.sides import CPU, device_name
 from relusym.channels.traced import TracedNet
 from relusym.evaluation.invariance import relative_invariance_error
 from relusym.memory import keep_freed_memory
 from relusym.merging.exact_gcnn import exact_gcnn
 from relusym.merging.folded import Folded, folded, fused
-from relusym.nets.vgg import VGG11
 from relusym.reporting.exact import by_turns
 from relusym.symmetry import HORIZONTAL_FLIP
 
@@ -60,10 +59,10 @@ def layer_times(reads: int, writes: int, pixels: int, stride: int, images: int) 
 
 def print_layers(images: int) -> None:
     for net, layers in LAYERS.items():
-        total = [0.0] * 3
+        total = torch.zeros(3)
         for *layer, count in layers:
             taken = layer_times(*layer, images)
-            total = [a + count * b for a, b in zip(total, taken, strict=True)]
+            total += count * torch.tensor(taken)
             times = [f"{each:.1f}" for each in taken]
             print(net, *layer, count, *times, f"{taken[0] / taken[2]:.2f}", flush=True)
         print(net, *(f"{each:.0f}" for each in total), f"{total[0] / total[2]:.2f}", flush=True)
@@ -71,33 +70,27 @@ def print_layers(images: int) -> None:
 
 def print_net(name: str, fixed: float = 0.0, images: int = 100, rounds: int = 9) -> None:
     """Print the table's header and a row."""
-    print(f"{device_name(torch.device('cpu'), 1)}, load {os.getloadavg()[0]:.0f}; CPU milliseconds\n")
+    print(f"{device_name(CPU, 1)}, load {os.getloadavg()[0]:.0f}; CPU milliseconds\n")
     print(
         "| net | fixed | the net | batch norms fused | compiled | exact GCNN, compiled | times as quick as these | by "
         "medians | error |\n|---|---:|---:|---:|---:|---:|---|---|---:|"
     )
-    torch.manual_seed(0)
-    if name == "vgg11":
-        net, shape = VGG11(1.0, initialization="he"), (3, 32, 32)
-    else:
-        net, shape = torchvision.models.get_model(name), (3, 225, 225)
+    size = 32 if name == "vgg11" else 225
+    net = build(name, size, seed=0)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.uniform_(-1, 1)
             layer.running_var.uniform_(0.5, 2)
-    traced, pairs = TracedNet(net.eval(), shape), {}
+    traced, pairs = TracedNet(net, (3, size, size)), {}
     for group in traced.groups:
         swapped = torch.randperm(group.size)[int(group.size * fixed) // 2 * 2 :].view(-1, 2)
         pairs[group.name] = torch.arange(group.size).index_put((swapped,), swapped.flip(1))
     tied = traced.copied(exact_gcnn(traced, HORIZONTAL_FLIP, traced.groups, pairs).to_plain().eval())
-    fast = folded(tied, HORIZONTAL_FLIP, tied.groups, pairs, compiled=True)
-    x = channels_last(images, *shape)
+    plain, fast = fused(tied), folded(tied, HORIZONTAL_FLIP, tied.groups, pairs, compiled=True)
+    x = channels_last(images, 3, size, size)
     expected, logits, flipped = tied.net(x[:4]), fast(x[:4]), fast(x[:4].flip(-1))
-    error = max(
-        (logits - expected).abs().max() / expected.abs().max(),
-        relative_invariance_error(logits, flipped).max(),
-    )
-    plain = fused(tied)
+    difference = (logits - expected).abs().max() / expected.abs().max()
+    error = max(difference, relative_invariance_error(logits, flipped).max())
     nets = tied.net, plain, torch.compile(plain), torch.compile(fast)
     taken = by_turns([partial(net, x) for net in nets], rounds)
     ratios = []

@@ -13,14 +13,13 @@ import resource
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 
 import torch
 import torchvision
 from torch import nn
-from torchvision.models import efficientnet
+from torchvision.ops import SqueezeExcitation
 
-from benchmark.sides import device_name
+from benchmark.sides import CPU, device_name
 from relusym.channels.traced import TracedNet
 from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.metrics import MEASURED, evaluate
@@ -29,21 +28,17 @@ from relusym.merging.aligned import joint_statistics
 from relusym.merging.partial import PartialMerges, Which, partial_merges
 from relusym.nets.vgg import VGG11
 
-CPU = torch.device("cpu")
-B0 = (  # expansion, kernel, stride, channels in and out, blocks
-    *((1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3)),
-    *((6, 5, 1, 80, 112, 3), (6, 5, 2, 112, 192, 4), (6, 3, 1, 192, 320, 1)),
-)
 AGREE = 1e-3  # the largest difference between the two ways' losses that counts as rounding
 
 
 def efficientnet_lite0() -> nn.Module:
-    """EfficientNet-Lite0: the blocks of B0 without squeeze and excitation, with ReLU6."""
-    block = partial(efficientnet.MBConv, se_layer=lambda *channels, **options: nn.Identity())
-    net = efficientnet.EfficientNet([efficientnet.MBConvConfig(*config, block=block) for config in B0], 0.2)
+    """EfficientNet-Lite0: B0 without squeeze and excitation, with ReLU6."""
+    net = torchvision.models.efficientnet_b0()
     for module in list(net.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.SiLU):
+            if isinstance(child, SqueezeExcitation):
+                setattr(module, name, nn.Identity())
+            elif isinstance(child, nn.SiLU):
                 setattr(module, name, nn.ReLU6(inplace=True))
     return net
 

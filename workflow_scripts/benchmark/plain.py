@@ -4,24 +4,27 @@ Training: torchvision's data set with a transform per image, a DataLoader with w
 VGG11s: one pass per layer and net to match channels, REPAIR by tracked nets, DataLoaders throughout.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
+from itertools import pairwise
 from multiprocessing import get_all_start_methods
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR10, VisionDataset
 
 from relusym.data.augmentation import MEAN, STD
 from relusym.data.image_set import ImageSet
+from relusym.merging.merge import FLIP, PAIR
 from relusym.nets.vgg import VGG11
+from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training.loop import autocast_to
 from relusym.training.recipe import Recipe
-
-LAYERS = 8
 
 
 class CIFAR10Like(CIFAR10):
@@ -81,42 +84,28 @@ def train(net: nn.Module, images: ImageSet, recipe: Recipe, device: torch.device
             schedule.step()
 
 
-def front(net: VGG11, layer: int) -> nn.Sequential:
-    names = [name for name, _ in net.features.named_children()]
-    return net.features[: names.index(f"relu{layer}") + 1]
-
-
 @torch.no_grad()
 def correlation(first: nn.Module, second: nn.Module, batches: DataLoader, device: torch.device) -> Tensor:
     """Pearson correlations of two nets' output channels over all images and positions, float64 (channels, channels)."""
-    count, sums, squares, outer = 0, [0, 0], [0, 0], 0
+    count, totals = 0, [0] * 5
     for x, _ in batches:
         x = x.to(device)
-        outputs = [net(x).double().movedim(1, -1).flatten(0, 2) for net in (first, second)]
-        sums = [total + y.sum(0) for total, y in zip(sums, outputs, strict=True)]
-        squares = [total + y.square().sum(0) for total, y in zip(squares, outputs, strict=True)]
-        outer += outputs[0].T @ outputs[1]
-        count += len(outputs[0])
-    means = [total / count for total in sums]
-    stds = [(square / count - mean**2).sqrt() for square, mean in zip(squares, means, strict=True)]
-    return ((outer / count - torch.outer(*means)) / (torch.outer(*stds) + 1e-4)).nan_to_num(0)
-
-
-def permute(net: VGG11, layer: int, permutation: Tensor) -> None:
-    """Permute the output channels of a conv, and the input channels of the next layer alike."""
-    conv = getattr(net.features, f"conv{layer}")
-    after = net.classifier if layer == LAYERS else getattr(net.features, f"conv{layer + 1}")
-    conv.weight.data, conv.bias.data = conv.weight[permutation].data, conv.bias[permutation].data
-    after.weight.data = after.weight[:, permutation].data
+        a, b = (net(x).double().movedim(1, -1).flatten(0, 2) for net in (first, second))
+        sums = a.sum(0), b.sum(0), a.square().sum(0), b.square().sum(0), a.T @ b
+        totals = [total + each for total, each in zip(totals, sums, strict=True)]
+        count += len(a)
+    *means, square_a, square_b, product = (total / count for total in totals)
+    stds = [(square - mean**2).sqrt() for square, mean in zip((square_a, square_b), means, strict=True)]
+    return ((product - torch.outer(*means)) / (torch.outer(*stds) + 1e-4)).nan_to_num(0)
 
 
 class Tracked(nn.Module):
     """A conv followed by a batch norm, whose running statistics are those of the conv's output."""
 
-    def __init__(self, conv: nn.Conv2d):
+    def __init__(self, conv: nn.Conv2d, rescale: bool):
         super().__init__()
-        self.conv, self.norm = conv, nn.BatchNorm2d(conv.out_channels, momentum=None)
-        self.rescale = False
+        self.conv, self.norm = conv, nn.BatchNorm2d(conv.out_channels, device=conv.weight.device)
+        self.rescale = rescale
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -124,43 +113,30 @@ class Tracked(nn.Module):
         return normed if self.rescale else y
 
 
-def tracked(net: VGG11) -> VGG11:
+def tracked(net: VGG11, rescale: bool) -> tuple[VGG11, list[Tracked]]:
+    """A copy of the net with tracked convs, whose outputs are the batch norms' if `rescale`; and these convs."""
     net = deepcopy(net)
-    for layer in range(1, LAYERS + 1):
-        setattr(net.features, f"conv{layer}", Tracked(getattr(net.features, f"conv{layer}")))
-    return net.to(net.classifier.weight.device)
-
-
-@torch.no_grad()
-def reset_statistics(net: nn.Module, batches: DataLoader, device: torch.device) -> None:
-    """Reset every batch norm's running statistics to the averages over the batches, by one pass in training mode."""
-    net.train()
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-    with autocast(device):
-        for x, _ in batches:
-            net(x.to(device))
-    net.eval()
+    for place, layer in enumerate(net.features):
+        if isinstance(layer, nn.Conv2d):
+            net.features[place] = Tracked(layer, rescale)
+    return net, [layer for layer in net.features if isinstance(layer, Tracked)]
 
 
 @torch.no_grad()
 def repaired(halfway: VGG11, first: VGG11, second: VGG11, batches: DataLoader, device: torch.device) -> VGG11:
     """The net `halfway`, corrected so that every conv's output has the average statistics of the two endpoints."""
-    ends = [tracked(net) for net in (first, second)]
-    for end in ends:
-        reset_statistics(end, batches, device)
-    net = tracked(halfway)
-    for layer in range(1, LAYERS + 1):
-        conv, *convs = (getattr(each.features, f"conv{layer}") for each in (net, *ends))
-        conv.rescale = True
-        conv.norm.weight.copy_(sum(end.norm.running_var.sqrt() for end in convs) / 2)
-        conv.norm.bias.copy_(sum(end.norm.running_mean for end in convs) / 2)
-    reset_statistics(net, batches, device)
-    for layer in range(1, LAYERS + 1):
-        conv = getattr(net.features, f"conv{layer}")
-        fused = nn.utils.fuse_conv_bn_eval(conv.conv.eval(), conv.norm.eval())
-        setattr(net.features, f"conv{layer}", fused)
+    ends = [tracked(net, rescale=False) for net in (first, second)]
+    net, convs = tracked(halfway, rescale=True)
+    with autocast(device):
+        for end, _ in ends:
+            update_bn(batches, end, device)
+        for conv, *pair in zip(convs, *(tracks for _, tracks in ends), strict=True):
+            conv.norm.weight.copy_(sum(end.norm.running_var.sqrt() for end in pair) / 2)
+            conv.norm.bias.copy_(sum(end.norm.running_mean for end in pair) / 2)
+        update_bn(batches, net, device)
+    for place, layer in enumerate(net.features.eval()):
+        if isinstance(layer, Tracked):
+            net.features[place] = nn.utils.fuse_conv_bn_eval(layer.conv, layer.norm)
     return net
 
 
@@ -177,26 +153,27 @@ def accuracy(net: nn.Module, batches: DataLoader, device: torch.device) -> float
 
 @torch.no_grad()
 def merge(
-    first: VGG11,
-    second: VGG11,
-    names: tuple[str, str],
-    images: ImageSet,
-    test: ImageSet,
-    batch_size: int,
-    device: torch.device,
-    workers: int,
+    nets: Sequence[VGG11], images: ImageSet, test: ImageSet, batch: int, device: torch.device, workers: int
 ) -> tuple[dict[str, list[int]], dict[str, float]]:
-    """Match `second` to `first`, average, REPAIR: permutations and accuracies as in `merging.merge`, by `names`."""
-    batches, tests = (loader(split, batch_size, workers) for split in (images, test))
+    """Match the second of two nets, or the flipped self of one, to the first, average, REPAIR.
+
+    Returns permutations and accuracies as `merging.merge`, by the same names.
+    """
+    batches, tests = (loader(split, batch, workers) for split in (images, test))
+    names = FLIP if len(nets) == 1 else PAIR
+    first, second = (nets[0], HORIZONTAL_FLIP.transform(nets[0])) if names == FLIP else nets
     permuted, permutations = deepcopy(second), {}
-    for layer in range(1, LAYERS + 1):
-        table = correlation(front(first, layer), front(permuted, layer), batches, device)
+    layers = [layer for layer in permuted.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for number, (conv, after) in enumerate(pairwise(layers), start=1):
+        end = [*permuted.features].index(conv) + 2  # behind its ReLU
+        table = correlation(first.features[:end], permuted.features[:end], batches, device)
         _, columns = linear_sum_assignment(table.cpu().numpy(), maximize=True)
-        permutations[f"conv{layer}"] = columns.tolist()
-        permute(permuted, layer, torch.from_numpy(columns).to(device))
+        permutations[f"conv{number}"] = columns.tolist()
+        conv.weight.data, conv.bias.data = conv.weight[columns].data, conv.bias[columns].data
+        after.weight.data = after.weight[:, columns].data
     halfway = deepcopy(first)
     for mean, end in zip(halfway.parameters(), permuted.parameters(), strict=True):
         mean.lerp_(end, 0.5)
     fixed = repaired(halfway, first, permuted, batches, device)
-    nets = dict(zip((*names, "halfway", "repaired"), (first, second, halfway, fixed), strict=True))
-    return permutations, {name: accuracy(net, tests, device) for name, net in nets.items()}
+    named = zip((*names, "halfway", "repaired"), (first, second, halfway, fixed), strict=True)
+    return permutations, {name: accuracy(net, tests, device) for name, net in named}
