@@ -143,7 +143,7 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement(monke
 @pytest.mark.slow(seconds=15)
 def test_each_cost_of_the_workflow_has_a_row(clone, tmp_path, monkeypatch):
     fresh = Clone(clone().folder, tmp_path)
-    models = dict.fromkeys(settings_of(None, "demo").table("table2"), {"seeds": "0-3"})
+    models = {key: {"seeds": "0-3"} for key in settings_of(None, "demo").table("table2")}
     assert fresh.dry_run(scale="demo", models=models) > 0 < fresh.start_up("cpu")
     for method in ("dry_run", "start_up"):
         monkeypatch.setattr(Clone, method, lambda self, *how, **config: float(len(how) + len(config)))

@@ -96,7 +96,7 @@ def test_in_a_pipe_a_line_shows_the_progress_of_a_long_job(tmp_path, monkeypatch
     settings = dict.fromkeys(("stdout", "dryrun", "quiet", "verbose", "debug_dag"), False)
     shown = LogHandler(SimpleNamespace(**settings), None)
     shown.emit(event("run_info", stats={"train": 2, "total": 2})[1])
-    shown.emit(event("job_info", jobid=1, rule_name="train", log=[str(log)])[1])
+    shown.emit(event("job_info", jobid=1, rule_name="train", wildcards={"net": log.stem}, log=[str(log)])[1])
     for epoch in ("1.50", "2.25"):
         log.write_text(f"cnn: epoch   {epoch}/4  loss 1")
         line = f"0 of 2 jobs done | train cnn-0 (epoch {epoch} of 4)"
@@ -139,12 +139,13 @@ def test_the_time_left_is_that_of_the_jobs_to_do_by_their_rules_means(monkeypatc
     run = Run()
     run.take(*event("run_info", stats={"train": 4, "merge": 4, "total": 8}))
     for rule, seconds in (("train", 100), ("merge", 10)):
-        run.take(*event("job_info", jobid=rule, rule_name=rule, log=["logs/a-0.log"]))
+        run.take(*event("job_info", jobid=rule, rule_name=rule, wildcards={}, log=[]))
         now += seconds
         run.take(*event("job_finished", job_id=rule))
     assert run.line() == "2 of 8 jobs done | about 5:30 left"  # three times 100 and 10 s, one at a time
     for number in range(2):
-        run.take(*event("job_info", jobid=number, rule_name="train", log=[f"logs/cnn-{number}.log"]))
+        wildcards = {"training_id": "cnn", "fingerprint": "3f9a1c2b", "seed": str(number)}
+        run.take(*event("job_info", jobid=number, rule_name="train", wildcards=wildcards, log=[]))
     now += 60
     assert run.line() == "2 of 8 jobs done | about 1:45 left | train cnn-0, train cnn-1"  # (330 - 2 × 60) / 2
 
@@ -157,7 +158,9 @@ def test_the_time_left_accounts_for_the_share_that_a_resumed_training_had_done(m
     for number, lines in enumerate((["2.40", "4.00"], ["3.10"])):  # of 4 epochs, this run did two, and one
         log = tmp_path / f"cnn-{number}.log"
         log.write_text("".join(f"cnn-{number}: epoch   {epoch}/4  loss 1\n" for epoch in lines))
-        run.take(*event("job_info", jobid=number, rule_name="train", log=[str(log)]))
+        run.take(
+            *event("job_info", jobid=number, rule_name="train", wildcards={"net": log.stem}, log=[str(log)])
+        )
         if number == 0:
             now += 50
             run.take(*event("job_finished", job_id=number))

@@ -87,9 +87,9 @@ class Race:
     cores: int
 
     def run(
-        self, function: Callable, arguments: Callable[[int, int], Sequence]
-    ) -> tuple[tuple[float, float], tuple[list, list], str]:
-        """Median seconds per net, here and in the fastest plain way; all results, here and plain; how each side ran.
+        self, what: str, unit: str, function: Callable, arguments: Callable[[int, int], Sequence]
+    ) -> tuple[Row, list, list]:
+        """A row of the median seconds per net, here and in the fastest plain way, and all results, here and plain.
 
         `function`: of `sides`; `arguments`: its arguments for a number of nets and a repeat.
         """
@@ -105,42 +105,40 @@ class Race:
                 results[side] += outcomes
         here, *plain = map(median, times)
         fastest = ways[1 + plain.index(min(plain))]
-        our_way, their_way = (
+        how = "; plain: ".join(
             f"{len(on)} at once, each {task.threads} threads" for _, on, task in (ways[0], fastest)
         )
-        how = f"{our_way}; plain: {their_way} + {fastest[2].threads} workers"
-        return (here, min(plain)), (results["here"], results["plain"]), how
+        row = {"what": what, "unit": unit, "here": here, "plain": min(plain), "ratio": min(plain) / here}
+        return row | {"how": f"{how} + {fastest[2].threads} workers"}, results["here"], results["plain"]
 
     def training_rows(self) -> list[Row]:
         """The speed of training, and its share of the speed at which this machine multiplies matrices."""
         task, recipe = self.task, self.task.recipe
-        seconds, scores, how = self.run(train, lambda nets, repeat: range(repeat * nets, (repeat + 1) * nets))
+        row, *scores = self.run(
+            "training", "images/s", train, lambda nets, repeat: range(repeat * nets, (repeat + 1) * nets)
+        )
         seen = task.train // recipe.batch_size * recipe.batch_size * recipe.epochs
-        here, plain = (seen / each for each in seconds)
+        row |= {side: seen / row[side] for side in ("here", "plain")}
         ours, theirs = map(mean, scores)
         chance = 2 * ours * (1 - ours) / task.test
         error = (sum(variance(some) / len(some) for some in scores) + chance) ** 0.5
         agreement = f"accuracy {ours:.3f} and {theirs:.3f} (standard error of the difference {error:.3f})"
+        row |= {"agreement": agreement, "agrees": abs(ours - theirs) <= NOISE * error}
         peak = matrix_rate(task.device, autocast_to(recipe.precision, task.device), self.cores)
-        share = flop_an_image(task.width) / peak
-        row = {"what": "training", "unit": "images/s", "here": here, "plain": plain, "ratio": here / plain}
-        row |= {"agreement": agreement, "agrees": abs(ours - theirs) <= NOISE * error, "how": how}
-        floor = {"what": "share of the arithmetic floor", "unit": "share"}
-        floor |= {"here": here * share, "plain": plain * share}
+        floor = {side: row[side] * flop_an_image(task.width) / peak for side in ("here", "plain")}
+        floor |= {"what": "share of the arithmetic floor", "unit": "share"}
         return [row, floor | {"how": f"matrix products reach {peak / 1e12:.2f} TFLOP/s"}]
 
     def merge_row(self, what: str, seeds: Sequence[int]) -> Row:
         """The time of a flip merge (of one trained net) or of a pair merge (of two)."""
-        (here, plain), results, how = self.run(merge, lambda nets, _: [seeds] * nets)
+        row, *results = self.run(what, "s", merge, lambda nets, _: [seeds] * nets)
         (ours, accuracy), (theirs, plain_accuracy) = (some[0] for some in results)
         alike = [a == b for name in ours for a, b in zip(ours[name], theirs[name], strict=True)]
-        share = mean(alike)
         apart = {name: abs(score - plain_accuracy[name]) for name, score in accuracy.items()}
         allowed = {name: NOISE * (2 * p * (1 - p) / self.task.test) ** 0.5 for name, p in accuracy.items()}
-        agreement = f"{share:.2%} of {len(alike)} channels, accuracies within {max(apart.values()):.4f}"
-        agrees = share >= AGREE and all(apart[name] <= allowed[name] for name in apart)
-        row = {"what": what, "unit": "s", "here": here, "plain": plain, "ratio": plain / here}
-        return row | {"agreement": agreement, "agrees": agrees, "how": how}
+        agreement = f"{mean(alike):.2%} of {len(alike)} channels, accuracies within {max(apart.values()):.4f}"
+        agrees = mean(alike) >= AGREE and all(apart[name] <= allowed[name] for name in apart)
+        return row | {"agreement": agreement, "agrees": agrees}
 
 
 def compared_rows(task: Task, nets: int, cores: int) -> list[Row]:

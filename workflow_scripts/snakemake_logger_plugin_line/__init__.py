@@ -12,10 +12,9 @@ import textwrap
 import threading
 import time
 from argparse import ArgumentParser
-from collections import Counter, defaultdict
-from itertools import zip_longest
+from collections import defaultdict
 from logging import WARNING, LogRecord
-from pathlib import Path
+from statistics import mean
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -63,11 +62,11 @@ class LogHandler(LogHandlerBase):
 
     def _take(self, record: LogRecord) -> None:
         event = getattr(record, "event", None)
-        self.run.take(event, record)
         if self.common_settings.verbose or self.common_settings.debug_dag:
             self._print(self.format(record))
         elif event == LogEvent.JOB_ERROR:
-            self._print(f"failed: {_name(record)}{_error(record.log)}")
+            job, _ = self.run.running.get(record.jobid, (record, None))
+            self._print(f"failed: {_name(job)}{_error(record.log)}")
         elif event == LogEvent.GROUP_ERROR:
             jobs = len(record.job_error_info)
             self._print(f"failed: {jobs} jobs that were submitted together{_error(record.aux_logs)}")
@@ -79,6 +78,7 @@ class LogHandler(LogHandlerBase):
             and (record.levelno >= WARNING or (not self.run.total and not CHATTER.match(str(record.msg))))
         ):
             self._print(_of_a_config_file(str(record.msg)) or str(record.msg))
+        self.run.take(event, record)
 
     def _print(self, text: str) -> None:
         print(f"\r\x1b[K{text}" if self.moves else text, file=self.stream, flush=True)
@@ -126,18 +126,15 @@ def _of_a_config_file(message: str) -> str | None:
     return None
 
 
-def _name(record: LogRecord) -> str:
-    net = _net(Path(record.log[0])) if record.log else ""
-    return " ".join(dict.fromkeys([record.rule_name, net or record.rule_name]))
+def _name(job: LogRecord) -> str:
+    return f"{job.rule_name} {_nets(job)}".rstrip()
 
 
-def _net(log: Path) -> str:
-    """A job's nets by its log's path: cnn-0 for train/cnn-0.log and for train/cnn-3f9a1c2b/0.log."""
-    types, of_settings, _ = re.sub(r"-[0-9a-f]{8}$", "\0", log.parent.name).partition("\0")
-    if not of_settings:
-        return log.stem
-    nets = zip_longest(types.split("--"), log.stem.split("--"), fillvalue="")
-    return "--".join(f"{model}-{seed}" for model, seed in nets)
+def _nets(job: LogRecord) -> str:
+    """What a job is called among those of its rule: cnn-0, or cnn-0-gcnn-1 for a pair."""
+    # a record of an error has no wildcards
+    words = {key: word for key, word in getattr(job, "wildcards", {}).items() if key != "fingerprint"}
+    return "-".join(words[key] for key in sorted(words, key=lambda key: key.rpartition("_")[2]))
 
 
 class Run:
@@ -145,8 +142,8 @@ class Run:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.to_do: Counter[str] = Counter()  # by rule, the number of unfinished jobs
-        self.total = self.done = self.at_once = 0
+        self.jobs: dict[str, int] = {}  # how many, by rule
+        self.total = self.at_once = 0
         self.failed: set[int] = set()
         self.running: dict[int, tuple[LogRecord, float]] = {}
         self.seconds: dict[str, list[float]] = defaultdict(list)  # by rule, the times of finished jobs
@@ -154,17 +151,15 @@ class Run:
 
     def take(self, event: str | None, record: LogRecord) -> None:
         if event == LogEvent.RUN_INFO and not self.total:
-            self.to_do = Counter({rule: number for rule, number in record.stats.items() if rule != "total"})
-            self.total = self.to_do.total()
+            self.jobs = {rule: number for rule, number in record.stats.items() if rule != "total"}
+            self.total = record.stats["total"]
         elif event == LogEvent.JOB_INFO:
             self.running[record.jobid] = record, time.monotonic()
             self.at_once = max(self.at_once, len(self.running))
-            self.planned[record.rule_name].append(_name(record).rpartition(" ")[2])
+            self.planned[record.rule_name].append(_nets(record))
         elif event == LogEvent.JOB_FINISHED and record.job_id in self.running:
             job, began = self.running.pop(record.job_id)
             self.seconds[job.rule_name].append((time.monotonic() - began) / (1 - _share_before(job)))
-            self.to_do[job.rule_name] -= 1
-            self.done += 1
             self.failed.discard(record.job_id)  # an earlier attempt may have failed
         elif event == LogEvent.JOB_ERROR:
             self.failed.add(record.jobid)
@@ -174,44 +169,43 @@ class Run:
         """The number of finished jobs, the time left, and the running jobs."""
         left = self._seconds_left()
         running = ", ".join(_name(job) + _epoch(job) for job, _ in self.running.values())
-        done = f"{self.done} of {self.total} jobs done{self._failures()}"
-        return " | ".join(filter(None, [done, left and f"about {_time(left)} left", running]))
+        return " | ".join(filter(None, [self._done(), left and f"about {_time(left)} left", running]))
 
     def summary(self) -> str:
-        what = f"{self.done} of {self.total} jobs"
-        if self.total == 1 and not self.failed:
-            ((rule, (name, *_)),) = self.planned.items()
-            what = rule if name == rule else f"{rule} {name}"
-        return f"{what} done{self._failures()}, in {_time(time.monotonic() - self.started)}"
+        return f"{self._done()}, in {_time(time.monotonic() - self.started)}"
 
-    def _failures(self) -> str:
-        return f", {len(self.failed)} failed" if self.failed else ""
+    def _done(self) -> str:
+        done = sum(map(len, self.seconds.values()))
+        failures = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{done} of {self.total} jobs done{failures}"
 
     def plan(self) -> str:
         """The jobs of a dry run: for each rule their number, and the names of the first few."""
-        single = [rule for rule, number in self.to_do.items() if number == 1 and self.planned[rule] == [rule]]
+        single = [rule for rule, number in self.jobs.items() if number == 1 and self.planned[rule] == [""]]
         jobs = "1 job" if self.total == 1 else f"{self.total:,} jobs"
-        lines = [f"Would run {jobs} (the full list: --verbose):"]
-        for rule in self.to_do.keys() - single:
+        lines = []
+        for rule in self.jobs.keys() - single:
             names = sorted(self.planned[rule])
             first = names[:NAMED] + ["…"] * (len(names) > NAMED)
-            lines.append(f"{self.to_do[rule]:8,} {rule}: {', '.join(first)}")
+            lines.append(f"{self.jobs[rule]:8,} {rule}: {', '.join(first)}")
         indents = {"initial_indent": "       1 of each: ", "subsequent_indent": " " * 18}
         others = textwrap.wrap(", ".join(single), 90, **indents)
-        return "\n".join([lines[0], *sorted(lines[1:], reverse=True), *others])
+        return "\n".join(
+            [f"Would run {jobs} (the full list: --verbose):", *sorted(lines, reverse=True), *others]
+        )
 
     def _seconds_left(self) -> float | None:
         """The unfinished jobs of each rule times the rule's mean time so far; None until a job has finished."""
         every = [seconds for some in self.seconds.values() for seconds in some]
         if not every:
             return None
-        means = defaultdict(lambda: sum(every) / len(every))
-        means |= {rule: sum(some) / len(some) for rule, some in self.seconds.items()}
-        work = sum(number * means[rule] for rule, number in self.to_do.items())
-        now = time.monotonic()
+        means = {rule: mean(self.seconds.get(rule, every)) for rule in self.jobs}
+        work = sum(
+            (number - len(self.seconds.get(rule, ()))) * means[rule] for rule, number in self.jobs.items()
+        )
         for job, began in self.running.values():
-            mean = means[job.rule_name]
-            work -= min(now - began + _share_before(job) * mean, mean)
+            usual = means[job.rule_name]
+            work -= min(time.monotonic() - began + _share_before(job) * usual, usual)
         return work / max(1, self.at_once)
 
 
@@ -222,26 +216,26 @@ def _error(logs: list[str]) -> str:
     return f"; see {', '.join(logs) or 'above'}"
 
 
-def _epochs(job: LogRecord) -> tuple[list[tuple[bytes, bytes]], ...]:
-    """The first and the last epoch in a training's log (training/loop.py), each with their number; empty if none."""
+def _epochs(job: LogRecord) -> list[tuple[str, str]]:
+    """The epochs, each with their number, at the start and at the end of a training's log (training/loop.py)."""
     try:
         with open_file(job.log[0]) as log:
-            head = log.read(4000)
+            start = log.read(4000)
             log.seek(max(0, log.seek(0, 2) - 400))
-            first, last = (re.findall(rb"epoch +([\d.]+)/(\d+)", end) for end in (head, log.read()))
+            lines = start + b"\n" + log.read()
     except (IndexError, OSError):
-        return [], []
-    return first[:1], last[-1:]
+        return []
+    return re.findall(r"epoch +([\d.]+)/(\d+)", lines.decode(errors="replace"))
 
 
 def _epoch(job: LogRecord) -> str:
     """The epoch that a training has reached, as text."""
-    return "".join(f" (epoch {epoch.decode()} of {epochs.decode()})" for epoch, epochs in _epochs(job)[1])
+    return "".join(f" (epoch {epoch} of {epochs})" for epoch, epochs in _epochs(job)[-1:])
 
 
 def _share_before(job: LogRecord) -> float:
     """The share of a resumed training that an earlier run did: the first epoch in the log is the first of this run."""
-    return sum(max(0, math.ceil(float(epoch)) - 1) / int(epochs) for epoch, epochs in _epochs(job)[0])
+    return sum(max(0, math.ceil(float(epoch)) - 1) / int(epochs) for epoch, epochs in _epochs(job)[:1])
 
 
 def _time(seconds: float) -> str:
