@@ -42,20 +42,14 @@ include: "rules/ending.smk"
 include: "rules/bench.smk"
 
 
-rule all:
-    default_target: True
-    input:
-        [note(name) for name in SEVERAL["all"]],
+for name in SEVERAL:
 
-
-rule beyond:
-    input:
-        [note(name) for name in SEVERAL["beyond"]],
-
-
-rule compare:
-    input:
-        [note(name) for name in SEVERAL["compare"]],
+    rule:
+        name:
+            name
+        default_target: name == "all"
+        input:
+            [note(each) for each in SEVERAL[name]],
 
 
 include: "rules/targets.smk"

@@ -83,12 +83,9 @@ def job_of(path, w):
 
 def is_asked_again(key):
     """Whether the command line forces a finished job, or a training that it depends on."""
-    if not forced_names():
-        return False
     rule_name = RESULTS.jobs[key].rule
-    rules_ = (rule_name, "train") if rule_name in ("flip_merge", "pair_merge", "measure") else (rule_name,)
-    files = [RESULTS.prefix + file for file in RESULTS.outputs(key)]
-    return any(is_forced(name, files) for name in rules_)
+    rule_names = [rule_name, "train"] if rule_name in ("flip_merge", "pair_merge", "measure") else [rule_name]
+    return is_forced(rule_names, [RESULTS.prefix + file for file in RESULTS.outputs(key)])
 
 
 def is_to_do(key):

@@ -46,43 +46,40 @@ def runs_here():
 
 
 @cache
-def _command_line(is_read):
+def _typed():
+    """The settings below from the command line, since Snakemake reads it only after the rules."""
+    from snakemake.cli import get_argument_parser
+
+    if os.path.splitext(os.path.basename(sys.argv[0]))[0] not in ("snakemake", "__main__"):
+        raise AttributeError
+    options = get_argument_parser().parse_args(sys.argv[1:])
+    return {*(options.targets or ())}, {*(options.forcerun or ())}, options.force, options.forceall
+
+
+def _command_line():
     """The targets, what -R names, whether the targets are forced (-f), and whether every job is (-F)."""
 
     def read():
-        if is_read:
-            settings = workflow.dag_settings
-            return {*settings.targets}, {*settings.forcerun}, settings.forcetargets, settings.forceall
-        from snakemake.cli import get_argument_parser
-
-        if os.path.splitext(os.path.basename(sys.argv[0]))[0] not in ("snakemake", "__main__"):
-            raise AttributeError
-        options = get_argument_parser().parse_args(sys.argv[1:])
-        return {*(options.targets or ())}, {*(options.forcerun or ())}, options.force, options.forceall
+        if (settings := workflow.dag_settings) is None:
+            return _typed()
+        return {*settings.targets}, {*settings.forcerun}, settings.forcetargets, settings.forceall
 
     return inside(read, (set(), set(), False, False))
 
 
 def targets_and_forced():
     """The targets and what -R names. Without: an unknown name is Snakemake's own error, and no table is printed at the end."""
-    return _command_line(bool(inside(lambda: workflow.dag_settings, None)))[:2]
+    return _command_line()[:2]
 
 
-def forced_names():
-    """The rules and files that -R and -f name; `all` for -F."""
-    targets, forced, force_targets, force_all = _command_line(
-        bool(inside(lambda: workflow.dag_settings, None))
-    )
-    return "all" if force_all else forced | targets if force_targets else forced
-
-
-def is_forced(rule_name, files):
-    """Whether -R, -f or -F forces a job, by its rule or by one of its files.
+def is_forced(rule_names, files):
+    """Whether -R, -f or -F forces a job, by its rule or one before it, or by one of its files.
 
     Otherwise, a job whose record exists isn't planned. Without: delete a record to have it made again.
     """
-    names = forced_names()
-    return names == "all" or renamed(rule_name) in names or not names.isdisjoint(files)
+    targets, forced, force_targets, force_all = _command_line()
+    names = forced | targets if force_targets else forced
+    return force_all or not names.isdisjoint([*map(renamed, rule_names), *files])
 
 
 def jobs_to_run():

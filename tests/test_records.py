@@ -23,7 +23,7 @@ from relusym.measuring.loading import named_checkpoint, trained_net
 from relusym.records.fields import KINDS, problem
 from relusym.records.files import load_record, write_record
 from relusym.records.results import Results
-from relusym.training.loop import State
+from relusym.training.loop import State, Training
 from relusym.whole_files import sha256
 
 MERGES = "flip_merge", "pair_merge"
@@ -308,7 +308,7 @@ def test_the_state_of_another_training_is_refused(tmp_path):
     others = {"net.weight": torch.ones(9)}, {"history": []}
     for tensors, about in (({}, {}), (net.state_dict(), {"status": "ok"}), others, (its, {"scaler": {}})):
         checkpoints.save(path, tensors, about)
-        refused(State(path, net, None, None, []).restore, match=line)
+        refused(State(path, Training(net), None, None).restore, match=line)
 
 
 @pytest.mark.parametrize(("content", "line"), CONTENTS.values(), ids=CONTENTS)

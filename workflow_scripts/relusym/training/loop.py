@@ -98,33 +98,44 @@ def make_optimizer(objective: Objective, recipe: Recipe) -> Sgd:
 
 
 @dataclass
-class State:
-    """All that a training resumes from (net, optimizer, scaler, a row per epoch), kept in a file if there is a path.
+class Training:
+    """A training's result."""
 
-    `earlier_seconds`: how long earlier processes trained, up to the state that this process resumed from.
-    """
+    net: nn.Module  # for SimSiam, with its heads
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
+    diverged: bool = False  # the loss became non-finite, and the training ended there
+    earlier_seconds: float = 0.0  # of a resumed training: how long earlier processes trained
+
+    @property
+    def data_wait_share(self) -> float | None:
+        """Share of the time that steps waited for images, mean over the epochs; None if there are none."""
+        waits = [epoch["data_wait_share"] for epoch in self.history]
+        return round(sum(waits) / len(waits), 4) if waits else None
+
+
+@dataclass
+class State:
+    """All that a training resumes from (net, optimizer, scaler, a row per epoch), kept in a file if there is a path."""
 
     path: Path | None
-    net: nn.Module
+    training: Training
     optimizer: Sgd
     scaler: torch.amp.GradScaler
-    history: list[dict[str, Any]]
-    earlier_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     def save(self, step: int = 0, sums: Tensor | None = None) -> None:
         """Write weights, momentum, float16's scale, history; in an unfinished epoch, also steps done and sums, (2,)."""
         if self.path is None:
             return
-        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
-        for name, parameter in self.net.named_parameters():
+        tensors = {f"net.{name}": tensor for name, tensor in self.training.net.state_dict().items()}
+        for name, parameter in self.training.net.named_parameters():
             if parameter in self.optimizer.momentum_buffers:  # frozen ones have none
                 tensors[f"momentum.{name}"] = self.optimizer.momentum_buffers[parameter]
         if sums is not None:
             tensors["sums"] = sums
-        seconds = self.earlier_seconds + time.perf_counter() - self.started
+        seconds = self.training.earlier_seconds + time.perf_counter() - self.started
         about = {
-            "history": self.history,
+            "history": self.training.history,
             "step": step,
             "scaler": self.scaler.state_dict(),
             "seconds": seconds,
@@ -135,18 +146,18 @@ class State:
         """Load what `save` wrote, if it exists; returns its step and sums. UserError if it is another net's."""
         if self.path is None or not self.path.exists():
             return 0, None
-        tensors, about = checkpoint.load(self.path, next(self.net.parameters()).device)
+        tensors, about = checkpoint.load(self.path, next(self.training.net.parameters()).device)
         weights = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
         try:
-            self.net.load_state_dict(weights)
-            for name, parameter in self.net.named_parameters():
+            self.training.net.load_state_dict(weights)
+            for name, parameter in self.training.net.named_parameters():
                 if f"momentum.{name}" in tensors:
                     buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
                     self.optimizer.momentum_buffers[parameter] = buffer
             if about["scaler"]:
                 self.scaler.load_state_dict(about["scaler"])
-            self.history += about["history"]
-            self.earlier_seconds = about.get("seconds", 0.0)  # older states lack it
+            self.training.history += about["history"]
+            self.training.earlier_seconds = about.get("seconds", 0.0)  # older states lack it
             return about["step"], tensors.get("sums")
         except (KeyError, RuntimeError) as error:
             message = f"{self.path} isn't the state of this training: delete it, and it starts over"
@@ -183,22 +194,6 @@ class Reporter:
                 f"{at.images_per_second:6.0f} images/s  {minutes}:{seconds:02d} left"
             )
             print(line, file=self.stream, flush=True)
-
-
-@dataclass
-class Training:
-    """A training's result."""
-
-    net: nn.Module  # for SimSiam, with its heads
-    history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
-    diverged: bool = False  # the loss became non-finite, and the training ended there
-    earlier_seconds: float = 0.0  # of a resumed training: how long earlier processes trained
-
-    @property
-    def data_wait_share(self) -> float | None:
-        """Share of the time that steps waited for images, mean over the epochs; None if there are none."""
-        waits = [epoch["data_wait_share"] for epoch in self.history]
-        return round(sum(waits) / len(waits), 4) if waits else None
 
 
 @full_float32()
@@ -238,9 +233,8 @@ def train(
     dtype = autocast_to(recipe.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     result = Training(net)
-    kept = State(state, net, optimizer, scaler, result.history)
+    kept = State(state, result, optimizer, scaler)
     done, sums = kept.restore()
-    result.earlier_seconds = kept.earlier_seconds
     gpus = [device.index] if device.type == "cuda" else None
     forward = DistributedDataParallel(net, gpus) if world_size() > 1 else net
     quick = quick_steps(net, device, dtype)
