@@ -8,10 +8,11 @@ from small_nets import Images, vgg11
 from small_training import CPU, train_on
 
 from benchmark import partial_merges, plain, side_by_side, sides
-from benchmark.side_by_side import Clone, Race, judged
+from benchmark.side_by_side import Race, judged
 from relusym.data import chiral_shapes
 from relusym.data.augmentation import normalise
 from relusym.merging.merge import FLIP, PAIR, merge
+from relusym.records.files import load_record
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training.recipe import Recipe
 
@@ -142,15 +143,21 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement(monke
 
 @pytest.mark.slow(seconds=15)
 def test_each_cost_of_the_workflow_has_a_row(clone, tmp_path, monkeypatch):
-    fresh = Clone(clone().folder, tmp_path)
-    models = {key: {"seeds": "0-3"} for key in settings_of(None, "demo").table("table2")}
-    assert fresh.dry_run(scale="demo", models=models) > 0 < fresh.start_up("cpu")
-    for method in ("dry_run", "start_up"):
-        monkeypatch.setattr(Clone, method, lambda self, *how, **config: float(len(how) + len(config)))
-    monkeypatch.setattr(Clone, "demo", lambda self, cores, device: (5.0, 6.0))
-    rows = side_by_side.workflow_rows(fresh, "cpu", 1, settings_of(None, "paper"))
+    fresh, paper = tmp_path / "fresh", settings_of(None, "paper")
+    fresh.mkdir()
+    side_by_side.clone(clone().folder, fresh)
+    models = {key: {"seeds": "0-3"} for key in paper.table("table2")}
+    planned = side_by_side.snakemake(fresh, "--dry-run", "--cores", "1", scale="demo", models=models)
+    assert planned > 0 < side_by_side.start_up(fresh, "cpu")
+    monkeypatch.setattr(side_by_side, "snakemake", lambda folder, *how, **config: float(len(config)))
+    monkeypatch.setattr(side_by_side, "start_up", lambda folder, device: 1.0)
+    (record,) = fresh.glob(
+        "results/demo/records/train/*/0.json"
+    )  # that of the start-up, in place of the demo's
+    rows = side_by_side.workflow_rows(fresh, "cpu", 1, paper)
     planning = {"dry run of the paper's grid": 1.0, "dry run of ten times the seeds": 2.0}
-    demo = {"the demo, from start to end": 5.0, "useful seconds of the demo's jobs, together": 6.0}
+    demo = {"the demo, from start to end": 2.0}
+    demo["useful seconds of the demo's jobs, together"] = load_record(record)["cost"]["seconds"]
     assert {row["what"]: row["here"] for row in rows} == planning | {"start-up of a job": 1.0} | demo
     for row in judged(rows, "cpu").dropna(subset="goal").itertuples():
         assert row.reached == (row.here <= row.goal)

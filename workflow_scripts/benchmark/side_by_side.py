@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median, variance
@@ -162,67 +163,60 @@ def grid_row(paper: Settings, task: Task, rows: Sequence[Row]) -> list[Row]:
     if models[0].network["width"] != task.width:
         return []
     measured = {row["what"]: row["here"] for row in rows}
-    recipes = [model.stages["training"] for model in models]
-    ordinary = [1 if recipe.invariance_from is None else recipe.invariance_from for recipe in recipes]
-    epochs = sum(recipe.epochs * (2 - share) for recipe, share in zip(recipes, ordinary, strict=True))
+    starts = [model.stages["training"].invariance_from for model in models]
+    passes = paper.sections.training.epochs * sum(1 if start is None else 2 - start for start in starts)
     merges = len(models) * measured["flip merge"] + len(paper.types_paired) * measured["pair merge"]
-    seconds = PAPERS_IMAGES * (epochs / measured["training"] + merges / task.matched)
+    seconds = PAPERS_IMAGES * (passes / measured["training"] + merges / task.matched)
     hours = len(paper.sections.seeds) * seconds / 3600
     return [{"what": "the paper's grid, extrapolated", "unit": "h", "here": hours}]
 
 
-class Clone:
+def clone(root: Path, folder: Path) -> None:
     """The workflow at `root` as in a fresh clone: in another folder, without results."""
-
-    def __init__(self, root: Path, folder: Path):
-        self.folder = folder
-        for path in root.iterdir():
-            if path.name not in ("data", "results") and not path.name.startswith("."):
-                (folder / path.name).symlink_to(path)
-
-    def seconds(self, *arguments: str, **config: Any) -> float:
-        """The seconds that Snakemake takes; UserError if it fails."""
-        env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
-        given = [f"{key}={json.dumps(value)}" for key, value in config.items()]
-        command = [sys.executable, "-m", "snakemake", *arguments, "--config", *given]
-        started = time.monotonic()
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(f"bench: {' '.join(command[2:])} failed: {(done.stdout + done.stderr)[-2000:]}")
-        return time.monotonic() - started
-
-    def dry_run(self, **config: Any) -> float:
-        """Seconds to plan a scale's jobs from scratch."""
-        return self.seconds("--dry-run", "--quiet", "--cores", "1", **config)
-
-    def start_up(self, device: str) -> float:
-        """Seconds from a training job's start to its first useful work: its total time minus that in its record."""
-        results = Results(Settings.of(SHORT, [self.folder / "scales"]))
-        record = results.record(results.key("train", ("cnn", 0)))
-        self.seconds("--cores", "1", "--force", record, **SHORT, device=device)
-        cost = load_record(self.folder / record)["cost"]
-        return cost["job_seconds"] - cost["seconds"]
-
-    def demo(self, cores: int, device: str) -> tuple[float, float]:
-        """Seconds that the demo takes, and the useful seconds of its jobs together."""
-        wall = self.seconds("--cores", str(cores), scale="demo", device=device)
-        records = self.folder.glob("results/demo/records/*/*/[0-9]*.json")
-        return wall, sum(load_record(record)["cost"]["seconds"] for record in records)
+    for path in root.iterdir():
+        if path.name not in ("data", "results") and not path.name.startswith("."):
+            (folder / path.name).symlink_to(path)
 
 
-def workflow_rows(clone: Clone, device: str, cores: int, paper: Settings) -> list[Row]:
-    """The cost of the workflow itself."""
-    wall, useful = clone.demo(cores, device)  # first, as it prepares the images, and reads the files once
-    ten_times = {"seeds": f"0-{10 * len(paper.sections.seeds) - 1}"}
-    models = dict.fromkeys(paper.table("table2"), ten_times)
-    timed: dict[str, Callable[[], float]] = {
-        "dry run of the paper's grid": lambda: clone.dry_run(scale="paper"),
-        "dry run of ten times the seeds": lambda: clone.dry_run(scale="paper", models=models),
-        "start-up of a job": lambda: clone.start_up(device),
+def snakemake(folder: Path, *arguments: str, **config: Any) -> float:
+    """The seconds that Snakemake takes; UserError if it fails."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
+    given = [f"{key}={json.dumps(value)}" for key, value in config.items()]
+    command = [sys.executable, "-m", "snakemake", *arguments, "--config", *given]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"bench: {' '.join(command[2:])} failed: {(done.stdout + done.stderr)[-2000:]}")
+    return time.monotonic() - started
+
+
+def start_up(folder: Path, device: str) -> float:
+    """Seconds from a training job's start to its first useful work: its total time minus that in its record."""
+    results = Results(Settings.of(SHORT, [folder / "scales"]))
+    record = results.record(results.key("train", ("cnn", 0)))
+    snakemake(folder, "--cores", "1", "--force", record, **SHORT, device=device)
+    cost = load_record(folder / record)["cost"]
+    return cost["job_seconds"] - cost["seconds"]
+
+
+def workflow_rows(folder: Path, device: str, cores: int, paper: Settings) -> list[Row]:
+    """The cost of the workflow itself, a clone in `folder`."""
+    # first the demo, which prepares the images, and reads the files once
+    demo = {
+        "the demo, from start to end": snakemake(folder, "--cores", str(cores), scale="demo", device=device)
     }
-    seconds = {what: median(run() for _ in range(REPEATS)) for what, run in timed.items()}
-    seconds["the demo, from start to end"] = wall
-    seconds["useful seconds of the demo's jobs, together"] = useful
+    costs = [load_record(path)["cost"] for path in folder.glob("results/demo/records/*/*/[0-9]*.json")]
+    demo["useful seconds of the demo's jobs, together"] = sum(cost["seconds"] for cost in costs)
+    plan = partial(snakemake, folder, "--dry-run", "--quiet", "--cores", "1", scale="paper")
+    ten_times = {"seeds": f"0-{10 * len(paper.sections.seeds) - 1}"}
+    timed = {
+        "dry run of the paper's grid": plan,
+        "dry run of ten times the seeds": partial(
+            plan, models=dict.fromkeys(paper.table("table2"), ten_times)
+        ),
+        "start-up of a job": partial(start_up, folder, device),
+    }
+    seconds = {what: median(run() for _ in range(REPEATS)) for what, run in timed.items()} | demo
     return [{"what": what, "unit": "s", "here": here} for what, here in seconds.items()]
 
 
@@ -239,7 +233,8 @@ def benchmark(root: Path, device: torch.device, cores: int) -> pd.DataFrame:
         rows = compared_rows(task, NETS_ON_A_GPU if device.type == "cuda" else cores, cores)
     rows += grid_row(paper, task, rows)
     with TemporaryDirectory() as folder:
-        rows += workflow_rows(Clone(root, Path(folder)), str(device), cores, paper)
+        clone(root, Path(folder))
+        rows += workflow_rows(Path(folder), str(device), cores, paper)
     return judged(rows, device.type)
 
 
