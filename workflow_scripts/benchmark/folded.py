@@ -76,7 +76,7 @@ def print_net(name: str, fixed: float = 0.0, images: int = 100, rounds: int = 9)
         "medians | error |\n|---|---:|---:|---:|---:|---:|---|---|---:|"
     )
     size = 32 if name == "vgg11" else 225
-    net = build(name, size, seed=0)
+    net = build(name, size, seed=0).to(memory_format=torch.contiguous_format)  # as the library gets it
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.uniform_(-1, 1)

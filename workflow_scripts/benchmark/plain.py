@@ -99,45 +99,39 @@ def correlation(first: nn.Module, second: nn.Module, batches: DataLoader, device
     return ((product - torch.outer(*means)) / (torch.outer(*stds) + 1e-4)).nan_to_num(0)
 
 
-class Tracked(nn.Module):
-    """A conv followed by a batch norm, whose running statistics are those of the conv's output."""
+def with_norms(net: VGG11, rescale: bool) -> VGG11:
+    """A copy whose convs have a batch norm each, `norm`, which keeps track of their outputs and normalises them if
+    `rescale`."""
 
-    def __init__(self, conv: nn.Conv2d, rescale: bool):
-        super().__init__()
-        self.conv, self.norm = conv, nn.BatchNorm2d(conv.out_channels, device=conv.weight.device)
-        self.rescale = rescale
+    def normalise(conv: nn.Conv2d, _: tuple, y: Tensor) -> Tensor:
+        normed = conv.norm(y)
+        return normed if rescale else y
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        normed = self.norm(y)
-        return normed if self.rescale else y
-
-
-def tracked(net: VGG11, rescale: bool) -> tuple[VGG11, list[Tracked]]:
-    """A copy of the net with tracked convs, whose outputs are the batch norms' if `rescale`; and these convs."""
     net = deepcopy(net)
-    for place, layer in enumerate(net.features):
-        if isinstance(layer, nn.Conv2d):
-            net.features[place] = Tracked(layer, rescale)
-    return net, [layer for layer in net.features if isinstance(layer, Tracked)]
+    for conv in net.features:
+        if isinstance(conv, nn.Conv2d):
+            conv.norm = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device)
+            conv.register_forward_hook(normalise)
+    return net
 
 
 @torch.no_grad()
 def repaired(halfway: VGG11, first: VGG11, second: VGG11, batches: DataLoader, device: torch.device) -> VGG11:
     """The net `halfway`, corrected so that every conv's output has the average statistics of the two endpoints."""
-    ends = [tracked(net, rescale=False) for net in (first, second)]
-    net, convs = tracked(halfway, rescale=True)
+    ends = [with_norms(net, rescale=False) for net in (first, second)]
+    rescaled, fixed = with_norms(halfway, rescale=True), deepcopy(halfway).eval()
     with autocast(device):
-        for end, _ in ends:
+        for end in ends:
             update_bn(batches, end, device)
-        for conv, *pair in zip(convs, *(tracks for _, tracks in ends), strict=True):
-            conv.norm.weight.copy_(sum(end.norm.running_var.sqrt() for end in pair) / 2)
-            conv.norm.bias.copy_(sum(end.norm.running_mean for end in pair) / 2)
-        update_bn(batches, net, device)
-    for place, layer in enumerate(net.features.eval()):
-        if isinstance(layer, Tracked):
-            net.features[place] = nn.utils.fuse_conv_bn_eval(layer.conv, layer.norm)
-    return net
+        for conv, *pair in zip(rescaled.features, *(end.features for end in ends), strict=True):
+            if isinstance(conv, nn.Conv2d):
+                conv.norm.weight.copy_(sum(end.norm.running_var.sqrt() for end in pair) / 2)
+                conv.norm.bias.copy_(sum(end.norm.running_mean for end in pair) / 2)
+        update_bn(batches, rescaled, device)
+    for place, conv in enumerate(rescaled.features.eval()):
+        if isinstance(conv, nn.Conv2d):
+            fixed.features[place] = nn.utils.fuse_conv_bn_eval(fixed.features[place], conv.norm)
+    return fixed
 
 
 @torch.no_grad()

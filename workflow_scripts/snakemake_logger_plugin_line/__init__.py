@@ -87,7 +87,7 @@ class LogHandler(LogHandlerBase):
         last = ""
         while not self.closed.wait(EVERY_S if self.moves else EVERY_S_IN_A_FILE):
             with self.lock:
-                if not self.run.total or self.closed.is_set():
+                if not self.run.total:  # not planned yet, or closed
                     continue
                 line = self.run.line()
                 if self.moves:
