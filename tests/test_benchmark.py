@@ -116,15 +116,12 @@ def test_machine_names_become_file_names(monkeypatch):
 def test_the_grid_is_extrapolated_from_measured_rates():
     paper = settings_of(None, "paper")
     measured = {"training": 100.0, "flip merge": 1.0, "pair merge": 2.0}
-    rows = [{"what": what, "here": here} for what, here in measured.items()]
-    task = side_by_side.TASKS["cuda"]
+    rows, task = [{"what": what, "here": here} for what, here in measured.items()], side_by_side.TASKS["cuda"]
     (row,) = side_by_side.grid_row(paper, task, rows)
     # seven types, of which one has the invariance loss throughout, and two for the last 80% of the epochs; six pairs
     seconds = 100 * (7 + 1 + 2 * 0.8) * 50_000 / 100 + (7 * 1 + 6 * 2) * 50_000 / 10_000
     assert row["here"] == pytest.approx(24 * seconds / 3600)
-    assert (
-        not judged([row], "cuda")["reached"].item() and row["here"] > side_by_side.GOALS[row["what"]]["cuda"]
-    )
+    assert not judged([row], "cuda")["reached"].item()  # within an hour
     assert side_by_side.grid_row(paper, replace(task, width=0.5), rows) == []
 
 
@@ -143,18 +140,15 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement(monke
 
 @pytest.mark.slow(seconds=15)
 def test_each_cost_of_the_workflow_has_a_row(clone, tmp_path, monkeypatch):
-    fresh, paper = tmp_path / "fresh", settings_of(None, "paper")
-    fresh.mkdir()
-    side_by_side.clone(clone().folder, fresh)
+    paper = settings_of(None, "paper")
+    side_by_side.clone(clone().folder, tmp_path)
     models = {key: {"seeds": "0-3"} for key in paper.table("table2")}
-    planned = side_by_side.snakemake(fresh, "--dry-run", "--cores", "1", scale="demo", models=models)
-    assert planned > 0 < side_by_side.start_up(fresh, "cpu")
+    planned = side_by_side.snakemake(tmp_path, "--dry-run", "--cores", "1", scale="demo", models=models)
+    assert planned > 0 < side_by_side.start_up(tmp_path, "cpu")
     monkeypatch.setattr(side_by_side, "snakemake", lambda folder, *how, **config: float(len(config)))
     monkeypatch.setattr(side_by_side, "start_up", lambda folder, device: 1.0)
-    (record,) = fresh.glob(
-        "results/demo/records/train/*/0.json"
-    )  # that of the start-up, in place of the demo's
-    rows = side_by_side.workflow_rows(fresh, "cpu", 1, paper)
+    (record,) = tmp_path.glob("results/demo/records/train/*/0.json")  # of the start-up, not the demo
+    rows = side_by_side.workflow_rows(tmp_path, "cpu", 1, paper)
     planning = {"dry run of the paper's grid": 1.0, "dry run of ten times the seeds": 2.0}
     demo = {"the demo, from start to end": 2.0}
     demo["useful seconds of the demo's jobs, together"] = load_record(record)["cost"]["seconds"]
