@@ -107,7 +107,7 @@ class LogHandler(LogHandlerBase):
             if self.common_settings.dryrun and self.run.total:
                 self._print(self.run.plan())
             elif self.run.total and self.run.at_once and not self.common_settings.quiet:
-                self._print(self.run.summary())
+                self._print(f"{self.run.done()}, in {_time(time.monotonic() - self.run.started)}")
             self.run.total = 0  # Snakemake closes twice
         super().close()
 
@@ -169,12 +169,9 @@ class Run:
         """The number of finished jobs, the time left, and the running jobs."""
         left = self._seconds_left()
         running = ", ".join(_name(job) + _epoch(job) for job, _ in self.running.values())
-        return " | ".join(filter(None, [self._done(), left and f"about {_time(left)} left", running]))
+        return " | ".join(filter(None, [self.done(), left and f"about {_time(left)} left", running]))
 
-    def summary(self) -> str:
-        return f"{self._done()}, in {_time(time.monotonic() - self.started)}"
-
-    def _done(self) -> str:
+    def done(self) -> str:
         done = sum(map(len, self.seconds.values()))
         failures = f", {len(self.failed)} failed" if self.failed else ""
         return f"{done} of {self.total} jobs done{failures}"
@@ -182,30 +179,26 @@ class Run:
     def plan(self) -> str:
         """The jobs of a dry run: for each rule their number, and the names of the first few."""
         single = [rule for rule, number in self.jobs.items() if number == 1 and self.planned[rule] == [""]]
-        jobs = "1 job" if self.total == 1 else f"{self.total:,} jobs"
         lines = []
         for rule in self.jobs.keys() - single:
             names = sorted(self.planned[rule])
             first = names[:NAMED] + ["…"] * (len(names) > NAMED)
             lines.append(f"{self.jobs[rule]:8,} {rule}: {', '.join(first)}")
         indents = {"initial_indent": "       1 of each: ", "subsequent_indent": " " * 18}
-        others = textwrap.wrap(", ".join(single), 90, **indents)
-        return "\n".join(
-            [f"Would run {jobs} (the full list: --verbose):", *sorted(lines, reverse=True), *others]
-        )
+        lines = [*sorted(lines, reverse=True), *textwrap.wrap(", ".join(single), 90, **indents)]
+        jobs = "1 job" if self.total == 1 else f"{self.total:,} jobs"
+        return "\n".join([f"Would run {jobs} (the full list: --verbose):", *lines])
 
     def _seconds_left(self) -> float | None:
         """The unfinished jobs of each rule times the rule's mean time so far; None until a job has finished."""
         every = [seconds for some in self.seconds.values() for seconds in some]
         if not every:
             return None
-        means = {rule: mean(self.seconds.get(rule, every)) for rule in self.jobs}
-        work = sum(
-            (number - len(self.seconds.get(rule, ()))) * means[rule] for rule, number in self.jobs.items()
-        )
+        usual = {rule: mean(self.seconds[rule] or every) for rule in self.jobs}
+        work = sum((number - len(self.seconds[rule])) * usual[rule] for rule, number in self.jobs.items())
         for job, began in self.running.values():
-            usual = means[job.rule_name]
-            work -= min(time.monotonic() - began + _share_before(job) * usual, usual)
+            whole = usual[job.rule_name]
+            work -= min(time.monotonic() - began + _share_before(job) * whole, whole)
         return work / max(1, self.at_once)
 
 
