@@ -1,8 +1,16 @@
 """Types of the values in records, strict and finite; for the fields of each kind see records/fields.py and beyond/."""
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 from relusym.schema import remark
 
@@ -48,3 +56,43 @@ class Shares(Fields):
     """Accuracies by name; undeclared ones are allowed."""
 
     __pydantic_extra__: dict[str, Share] = Field(init=False)
+
+
+class FlipAccuracy(Shares):
+    net: Share
+    flipped: Share
+    halfway: Share
+    repaired: Share
+
+
+class Merged(Fields):
+    """A merge: the accuracies of its `ends` and of the nets between, which all have barriers, by equation (4)."""
+
+    ends: ClassVar[tuple[str, str]]
+    accuracy: Shares
+    barrier: dict[str, Barrier | None]
+
+    @field_validator("barrier", "absolute_barrier", check_fields=False)
+    @classmethod
+    def _follows_from_accuracies(cls, barriers: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "accuracy" not in info.data:
+            return barriers
+        accuracy = info.data["accuracy"].model_dump()
+        mean = sum(accuracy[end] for end in cls.ends) / 2
+        for name, value in barriers.items():
+            if name not in accuracy:
+                raise remark(f"there is no accuracy {name!r}")
+            if info.field_name == "barrier":
+                check_barrier(name, value, mean, accuracy[name])
+            elif abs(value - (mean - accuracy[name])) > ROUNDING:
+                raise remark(f"by the accuracies, it is {mean - accuracy[name]:.6g} for {name!r}")
+        if lacking := [name for name in accuracy if name not in (*barriers, *cls.ends)]:
+            raise remark(f"the accuracy {lacking[0]!r} has none")
+        return barriers
+
+
+class FlipMerged(Merged):
+    """A merge of a net with its flipped self."""
+
+    ends: ClassVar = ("net", "flipped")
+    accuracy: FlipAccuracy

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from relusym.beyond import declaration
-from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, Similarity, check_barrier
+from relusym.record_types import Fields, FlipAccuracy, FlipMerged, NotNegative, Similarity
 from relusym.schema import key
 
 if TYPE_CHECKING:
@@ -28,41 +28,18 @@ class Options(declaration.Options):
     towers: declaration.Parts = key("which of `models` are also made invariant by two towers", [])
 
 
-class Accuracy(Shares):
-    net: Share
-    flipped: Share
-    halfway: Share
-    repaired: Share
-
-
-class Barriers(Fields):
-    halfway: Barrier | None
-    repaired: Barrier | None
-
-
-class Variant(Fields):
+class Variant(FlipMerged):
     """A net merged with its flipped self.
 
     `similarity`: mean over all channels; `gone`: the number of redundant channels removed, None for variants that keep
     all; `negative`: the number of channels matched to another's negative; `spread`: standard deviation of log |factor|.
     """
 
-    accuracy: Accuracy
-    barrier: Barriers
     similarity: Similarity
     channels: Annotated[int, Field(ge=1)]
     negative: Annotated[int, Field(ge=0)]
     spread: NotNegative
     gone: Annotated[int, Field(ge=0)] | None = None
-
-    @field_validator("barrier")
-    @classmethod
-    def _follows_from_accuracies(cls, barrier: Barriers, info: ValidationInfo) -> Barriers:
-        if accuracy := info.data.get("accuracy"):
-            mean = (accuracy.net + accuracy.flipped) / 2
-            for name in Barriers.model_fields:
-                check_barrier(name, getattr(barrier, name), mean, getattr(accuracy, name))
-        return barrier
 
 
 class Body(Fields):
@@ -137,8 +114,8 @@ def _variant(merge: Merge, gone: int | None) -> dict[str, Any]:
     factors = torch.cat([*merge.aligned.factors.values(), torch.zeros(0)])
     channels = sum(sizes.values())
     return {
-        "accuracy": {name: merge.accuracy[name] for name in Accuracy.model_fields},
-        "barrier": {name: merge.barrier[name] for name in Barriers.model_fields},
+        "accuracy": {name: merge.accuracy[name] for name in FlipAccuracy.model_fields},
+        "barrier": {name: merge.barrier[name] for name in ("halfway", "repaired")},
         "similarity": sum(merge.similarity[name] * size for name, size in sizes.items()) / channels,
         "channels": channels,
         "negative": int((factors < 0).sum()),

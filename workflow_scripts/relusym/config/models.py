@@ -59,15 +59,14 @@ class Model:
     Attributes:
         id, entry: its key among the scale's models, and the entry there, which has what differs.
         values: the scale's file, overridden by the run's config, as plain values; `place` names their keys in messages.
-        shared, seeds: the scale's sections; the seeds of its nets.
+        scale: the scale's sections.
     """
 
     id: str
     entry: ModelSection
     values: Values
     place: Place
-    shared: Values
-    seeds: list[int]
+    scale: Scale
 
     def key(self, *path: str | int, at: Any = None) -> str:
         """A key's name in messages: where the model's entry sets it, else where its scale does."""
@@ -86,7 +85,10 @@ class Model:
     @cached_property
     def sections(self) -> Sections:
         """Its entry's sections merged over its scale's, except for `network`."""
-        values = deep_merge(self.shared, self.entry.model_dump(include={*SHARED}, exclude_unset=True))
+        scale, entry = (
+            each.model_dump(include={*SHARED}, exclude_unset=True) for each in (self.scale, self.entry)
+        )
+        values = deep_merge(scale, entry)
         return Sections.model_validate({key: value for key, value in values.items() if key != "network"})
 
     table, image_size, symmetry, merging = (
@@ -97,6 +99,11 @@ class Model:
     def name(self) -> str:
         """Its name in tables."""
         return self.entry.name or self.id
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of its nets."""
+        return self.scale.seeds if self.entry.seeds is None else self.entry.seeds
 
     @property
     def is_in_paper(self) -> bool:
@@ -120,7 +127,7 @@ class Model:
     def network(self) -> Values:
         """Its architecture and the options set for it; the scale's options for other architectures are ignored."""
         chosen = self.entry.explicit().get("network", {})
-        network = Sections.model_fields["network"].default | self.shared.get("network", {}) | chosen
+        network = Sections.model_fields["network"].default | self.scale.explicit().get("network", {}) | chosen
         known = ("architecture", *nets.options(network["architecture"]), *chosen)
         network = {key: value for key, value in network.items() if key in known}
         options = nets.check(network, lambda *path, at=None: self.key("network", *path, at=at))
@@ -173,16 +180,6 @@ class Model:
     def training_ids(self) -> list[str]:
         """The ids of the trainings of one of its nets, in order; only its id if its weights come from elsewhere."""
         return [*(f"{self.id}.{stage}" for stage in self.recipe[:-1]), self.id]
-
-
-def models_of(scale: Scale, values: Values, place: Place) -> dict[str, Model]:
-    """Every model of a scale by its id, in the order of the file; those set to null are left out."""
-    shared = scale.model_dump(include={*SHARED}, exclude_unset=True)
-    return {
-        id_: Model(id_, entry, values, place, shared, scale.seeds if entry.seeds is None else entry.seeds)
-        for id_, entry in scale.models.items()
-        if entry is not None
-    }
 
 
 def without_left_out(scale: Scale) -> Scale:

@@ -19,12 +19,11 @@ from relusym.config.models import (
     Model,
     Place,
     Values,
-    models_of,
     specification,
     without_left_out,
 )
 from relusym.config.reading import deep_merge, read_file, scale_file
-from relusym.config.sections import SHARED, ModelSection, Run, Running, Scale
+from relusym.config.sections import ModelSection, Run, Running, Scale
 from relusym.data import DATA_SETS, Extent, known_extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS, SEARCHES
@@ -99,14 +98,17 @@ class Settings:
 
     @cached_property
     def models(self) -> dict[str, Model]:
-        """Every type of net by its id, in the order of the config."""
-        return models_of(self.sections, self.values, self.place)
+        """Every type of net by its id, in the order of the config; without those that are set to null."""
+        entries = self.sections.models.items()
+        return {id_: self._model_with(id_, entry) for id_, entry in entries if entry is not None}
 
     @cached_property
     def common(self) -> Model:
         """The scale's sections alone, as a model whose entry is empty."""
-        shared = self.sections.model_dump(include={*SHARED}, exclude_unset=True)
-        return Model("", ModelSection(), self.values, self.place, shared, self.sections.seeds)
+        return self._model_with("", ModelSection())
+
+    def _model_with(self, id_: str, entry: ModelSection) -> Model:
+        return Model(id_, entry, self.values, self.place, self.sections)
 
     def table(self, name: str) -> list[str]:
         """The models in the table of that name, "table2" or "table5"."""
@@ -347,17 +349,11 @@ class Settings:
     @cached_property
     def beyond(self) -> dict[str, Values]:
         """The scale's measurements beyond the paper by name: their options and the chosen nets."""
-        # in the order of the scale's file
-        sections = {name: getattr(self.sections.beyond, name) for name in self.values.get("beyond", {})}
         chosen = "models", "pairs", "seeds"
         return {
-            name: {
-                key: value
-                for key, value in section.model_dump().items()
-                if key not in chosen or value is not None
-            }
-            for name, section in sections.items()
-            if section is not None
+            name: section.model_dump(exclude={key for key in chosen if getattr(section, key, None) is None})
+            for name in self.values.get("beyond", {})  # in the order of the scale's file
+            if (section := getattr(self.sections.beyond, name)) is not None
         }
 
     @property

@@ -213,6 +213,11 @@ def pairs(inputs: Inputs) -> pd.DataFrame:
     return measured(once(inputs["pair_merge"]), key, {"barrier": PAIR_MERGE["barrier"]})
 
 
+def ok(nets: pd.DataFrame) -> pd.DataFrame:
+    """The rows of nets, or merges, that aren't left out."""
+    return nets[nets["ok"].astype(bool)]
+
+
 def in_order(nets: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     """The rows sorted by type, in the order of `models`; the rows of one type keep their order."""
     places = {model: place for place, model in enumerate(models)}
@@ -225,13 +230,13 @@ def summary(nets: pd.DataFrame, key: list[str], wanted: Any, quantities: Sequenc
     One row for each of `wanted`, in their order: values of `key`, or tuples (or a frame) of several keys.
     """
     index = pd.DataFrame(wanted, columns=key).set_index(key).index
-    ok = nets[nets["ok"]].groupby(key)
+    kept = ok(nets).groupby(key)
     columns = {
-        f"{quantity}_{statistic}": getattr(ok[quantity], statistic)().reindex(index)
+        f"{quantity}_{statistic}": getattr(kept[quantity], statistic)().reindex(index)
         for quantity in quantities
         for statistic in ("mean", "std")
     }
-    n, both = (groups.size().reindex(index, fill_value=0) for groups in (ok, nets.groupby(key)))
+    n, both = (groups.size().reindex(index, fill_value=0) for groups in (kept, nets.groupby(key)))
     return pd.DataFrame(columns | {"n": n, "left_out": both - n}, index=index).reset_index()
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from relusym.beyond import MEASUREMENTS
 from relusym.findings import BEYOND, Results, Selection, Settings, declared
-from relusym.theory import STATEMENTS
 
 if TYPE_CHECKING:
     from relusym.config.models import Model, Values
@@ -35,10 +34,6 @@ def keys(results: Results, name: str) -> dict[str, list[str]]:
     finding, selection = declared()[name], select(results.settings, name)
 
     def of_kind(kind: str) -> list[str]:
-        if kind == "theory":
-            return [results.statement(statement) for statement in STATEMENTS]
-        if kind == "flipped_training":
-            return [results.flipped_training]
         if kind in MEASUREMENTS:
             return results.shown(kind, [*results.settings.models])
         return (finding.keys or of_types)(results, "flip_merge" if kind == "filters" else kind, selection)

@@ -10,10 +10,11 @@ from relusym.beyond import MEASUREMENTS
 from relusym.record_types import (
     ROUNDING,
     AbsoluteBarrier,
-    Barrier,
     Count,
     Fields,
+    FlipMerged,
     Hash,
+    Merged,
     NotNegative,
     Permutation,
     Point,
@@ -21,7 +22,6 @@ from relusym.record_types import (
     Share,
     Shares,
     Similarity,
-    check_barrier,
 )
 from relusym.schema import Text, remark
 
@@ -161,42 +161,14 @@ class Search(Fields):
     starts: Annotated[dict[str, float], Field(min_length=1)]
 
 
-class Merge(Fields):
+class Merge(Merged):
     """The body of a merge that wasn't left out."""
 
-    ends: ClassVar[tuple[str, str]]
-    accuracy: Shares
-    barrier: dict[str, Barrier | None]
     absolute_barrier: dict[str, AbsoluteBarrier]
     permutations: Annotated[dict[str, Permutation], Field(min_length=1)]
     checks: dict[str, float]
     similarity: dict[str, Similarity] = {}
     search: Search | None = None
-
-    @field_validator("barrier", "absolute_barrier")
-    @classmethod
-    def _follows_from_accuracies(cls, barriers: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "accuracy" not in info.data:
-            return barriers
-        accuracy = info.data["accuracy"].model_dump()
-        mean = sum(accuracy[end] for end in cls.ends) / 2
-        for name, value in barriers.items():
-            if name not in accuracy:
-                raise remark(f"there is no accuracy {name!r}")
-            if info.field_name == "barrier":
-                check_barrier(name, value, mean, accuracy[name])
-            elif abs(value - (mean - accuracy[name])) > ROUNDING:
-                raise remark(f"by the accuracies, it is {mean - accuracy[name]:.6g} for {name!r}")
-        if lacking := [name for name in accuracy if name not in (*barriers, *cls.ends)]:
-            raise remark(f"the accuracy {lacking[0]!r} has none")
-        return barriers
-
-
-class FlipAccuracy(Shares):
-    net: Share
-    flipped: Share
-    halfway: Share
-    repaired: Share
 
 
 class PairAccuracy(Shares):
@@ -206,9 +178,7 @@ class PairAccuracy(Shares):
     repaired: Share
 
 
-class FlipMerge(Merge):
-    ends: ClassVar = ("net", "flipped")
-    accuracy: FlipAccuracy
+class FlipMerge(FlipMerged, Merge):
     invariance_error: NotNegative | None = None
 
 

@@ -9,6 +9,7 @@ weights, or its weights weren't available. An outdated file keeps its name; the 
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import count
@@ -83,14 +84,11 @@ class Results:
     def __init__(self, settings: Settings, root: str = "results", data: str = "data", retry: bool = True):
         self.settings, self.data, self.folder = settings, data, f"{root}/{settings.scale}"
         self.retry, self.prefix = retry, ""
-        self.made_with = cache(self._made_with)
         self.broken: dict[str, str] = {}
-        self._read: dict[str, Record | None] = {}
-        self._names: dict[str, str] = {}
-        self._there: dict[str, bool] = {}
-        self._listed: dict[str, dict[str, list[int]]] = {}
         self._fingerprints: dict[str, str] = {}
-        self._images: dict[str, tuple[str, str] | None] = {}
+        # each is asked the same many times in a plan of thousands of jobs
+        for method in ("made_with", "is_there", "name", "images_in_use", "_listed", "_load"):
+            setattr(self, method, cache(getattr(self, method)))
 
     # ---- paths
 
@@ -138,9 +136,7 @@ class Results:
         key = re.sub(r"(\.\d+)?\.(json|safetensors)$", "", kind + name)
         return key if key in self.jobs else None
 
-    def _made_with(
-        self, kind: str, types: tuple[str, ...], matching: str | None = None
-    ) -> tuple[Record, str]:
+    def made_with(self, kind: str, types: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
         """A job's settings, from its kind and types of nets, and the folder name with their fingerprint."""
         if kind in ("theory", "train"):
             settings = getattr(self.settings, kind)(types[0])
@@ -187,22 +183,20 @@ class Results:
             for nets in settings.subjects(kind):
                 add(kind, *nets)
         for statement in STATEMENTS:
-            how, _ = self.made_with("theory", (statement,))
-            jobs[self.statement(statement)] = Job("theory", how)
-        how, _ = self.made_with("flipped_training", ("flipped_training",))
+            jobs[self.statement(statement)] = Job("theory", settings.theory(statement))
+        how = settings.flipped_training()
         jobs[self.flipped_training] = Job("flipped_training", how, prepared=self.prepared())
         return jobs
 
     def statement(self, name: str) -> str:
         """The key of a statement's job."""
-        settings, folder = self.made_with("theory", (name,))
-        return f"theory/{folder}/{settings['seed']}"
+        return self.key("theory", (name, self.settings.sections.theory.seed))
 
     @property
     def flipped_training(self) -> str:
         """The key of the job of Figure 3."""
-        settings, folder = self.made_with("flipped_training", ("flipped_training",))
-        return f"flipped_training/{folder}/{settings['training']['seed']}"
+        seed = self.settings.sections.flipped_training.seed
+        return self.key("flipped_training", ("flipped_training", seed))
 
     def inputs(self, key: str) -> dict[str, Any]:
         """The files that a job reads: images, nets that it merges or starts from, and their records."""
@@ -230,12 +224,10 @@ class Results:
 
     def is_there(self, key: str) -> bool:
         """Whether a job needn't run: its record exists (or is `broken`), and the filters beside it."""
-        if key not in self._there:
-            record, file = self.load(key), f"{self.name(key)}.json"
-            self._there[key] = file in self.broken or (
-                record is not None and (not key.startswith("flip_merge/") or self.exists(self.filters(key)))
-            )
-        return self._there[key]
+        record = self.load(key)
+        if f"{self.name(key)}.json" in self.broken:
+            return True
+        return record is not None and (not key.startswith("flip_merge/") or self.exists(self.filters(key)))
 
     def load(self, key: str) -> Record | None:
         """A job's record; None if there is none, or it is `broken`."""
@@ -243,30 +235,29 @@ class Results:
 
     def name(self, key: str) -> str:
         """The key, with a number if outdated records have its name: that of the last current record, or a free one."""
-        if key not in self._names:
-            current = (n for n in reversed(self._numbers(key)) if not self._is_outdated(key, n))
-            number = next(current, None)
-            self._names[key] = numbered(key, self._free(key) if number is None else number)
-        return self._names[key]
+        current = (n for n in reversed(self._numbers(key)) if not self._is_outdated(key, n))
+        number = next(current, None)
+        return numbered(key, self._free(key) if number is None else number)
 
     def _numbers(self, key: str) -> list[int]:
         """The numbers of a job's existing records, in order."""
         folder, _, seeds = key.rpartition("/")
-        if folder not in self._listed:
-            numbers = self._listed[folder] = {}
-            try:
-                path = Path(f"{self.prefix}{self.folder}/records/{folder}")
-                files = [file.name for file in path.iterdir()]
-            except FileNotFoundError:
-                files = []
-            except OSError as error:
-                raise UserError(
-                    f"record {self.folder}/records/{key}.json can't be read ({error.strerror}): make its folder "
-                    "readable, or delete what is in its place"
-                ) from error
-            for named in filter(None, map(RECORD.fullmatch, files)):
-                numbers.setdefault(named[1], []).append(int(named[2] or 0))
-        return sorted(self._listed[folder].get(seeds, []))
+        try:
+            return sorted(self._listed(folder).get(seeds, []))
+        except OSError as error:
+            raise UserError(
+                f"record {self.folder}/records/{key}.json can't be read ({error.strerror}): make its folder "
+                "readable, or delete what is in its place"
+            ) from error
+
+    def _listed(self, folder: str) -> dict[str, list[int]]:
+        """The numbers of the records in a folder, by their seeds."""
+        numbers: dict[str, list[int]] = {}
+        with suppress(FileNotFoundError):
+            for file in Path(f"{self.prefix}{self.folder}/records/{folder}").iterdir():
+                if named := RECORD.fullmatch(file.name):
+                    numbers.setdefault(named[1], []).append(int(named[2] or 0))
+        return numbers
 
     def _free(self, key: str) -> int:
         return next(number for number in count() if number not in self._numbers(key))
@@ -276,15 +267,14 @@ class Results:
 
     def _load(self, key: str, file: str) -> Record | None:
         """A record, checked to be of the nets and settings in its path."""
-        if file not in self._read:
-            path, record = f"{self.folder}/records/{file}", None
-            try:
-                if record := load_record_or_none(self.prefix + path):
-                    self._check_name(key, path, record)
-            except UserError as error:
-                self.broken[file], record = str(error), None
-            self._read[file] = record
-        return self._read[file]
+        path = f"{self.folder}/records/{file}"
+        try:
+            if record := load_record_or_none(self.prefix + path):
+                self._check_name(key, path, record)
+            return record
+        except UserError as error:
+            self.broken[file] = str(error)
+            return None
 
     def _check_name(self, key: str, path: str, record: Record) -> None:
         folder, _, seeds = key.rpartition("/")
@@ -356,17 +346,15 @@ class Results:
 
     def images_in_use(self, prepared: str) -> tuple[str, str] | None:
         """The content digest of the images that records of jobs on `prepared` were made from, and one such record."""
-        if prepared not in self._images:
-            used = (
-                (digest, self.record(key))
-                for key, job in self.jobs.items()
-                if job.prepared == prepared
-                and self.is_there(key)
-                and (record := self.load(key))
-                and (digest := record["inputs"].get("data"))
-            )
-            self._images[prepared] = next(used, None)
-        return self._images[prepared]
+        used = (
+            (digest, self.record(key))
+            for key, job in self.jobs.items()
+            if job.prepared == prepared
+            and self.is_there(key)
+            and (record := self.load(key))
+            and (digest := record["inputs"].get("data"))
+        )
+        return next(used, None)
 
     def other_images(self, prepared: str) -> str | None:
         """A line on records made from other images than those in `prepared`, or, without that file, of its label."""

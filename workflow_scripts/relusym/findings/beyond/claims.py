@@ -15,6 +15,7 @@ from relusym.findings.beyond import (
     universe,
 )
 from relusym.findings.evidence import Evidence, flipped_against_other, is_higher, paired
+from relusym.findings.frames import ok
 from relusym.findings.layout import Layout
 from relusym.findings.selection import OF_ALL_MEASURED, measured_types, net_notes
 from relusym.findings.tables.claims import COLUMNS, FORMATS, by_model, judged, notes_on
@@ -52,12 +53,8 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
     return notes_on(inputs, selection, "all these claims", first)
 
 
-def _ok(merges: pd.DataFrame) -> pd.DataFrame:
-    return merges[merges["ok"].astype(bool)]
-
-
 def _on_matchings(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    merges = _ok(matchings.by_merge({kind: inputs[kind] for kind in ("flip_merge", "pair_merge")}))
+    merges = ok(matchings.by_merge({kind: inputs[kind] for kind in ("flip_merge", "pair_merge")}))
     flips = merges[merges["model_2"] == ""].pivot_table("barrier", ["model_1", "seed"], "matching")
     flips = flips.reindex(columns=["activation", FROM_IDENTITY, "involution"])
 
@@ -84,7 +81,7 @@ def _on_matchings(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]
 
 
 def _on_exact_gcnns(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    nets = _ok(exact_gcnn.by_net(inputs["exact_gcnn"]))
+    nets = ok(exact_gcnn.by_net(inputs["exact_gcnn"]))
     more = "its exact GCNN is more accurate than the net"
     at_most = f"its exact GCNN is at most {SMALL} less accurate than the net over both orientations"
     compared = {
@@ -102,7 +99,7 @@ def _on_exact_gcnns(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Clai
 
 
 def _on_symmetries(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    nets = _ok(symmetries.by_net(inputs["symmetries"]))
+    nets = ok(symmetries.by_net(inputs["symmetries"]))
 
     def barriers(model: str, symmetry: str) -> pd.Series:
         """Barriers by seed."""
@@ -130,7 +127,7 @@ def _on_symmetries(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim
 
 
 def _on_curves(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    merged = _ok(curves.by_curve(inputs["curves"]))
+    merged = ok(curves.by_curve(inputs["curves"]))
     merged = merged[merged["way"] == "repaired"]
     for model in TYPES[:2]:
         for other, whom in {"": "its flipped self", model: "another"}.items():
@@ -179,7 +176,7 @@ def _on_layers(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
 
 
 def _on_universes(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    sets = _ok(universe.by_set(inputs["universe"]))
+    sets = ok(universe.by_set(inputs["universe"]))
     sets = sets[sets["count"] == THREE].astype({"universe": float, "pairwise": float})
     less = by_model(sets.assign(less=sets["pairwise"] - sets["universe"]), "less")
     for model in TYPES[:2]:

@@ -32,7 +32,7 @@ TABLE = Table(
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row per claim, corrected for the four together; then, without claims, D of each type and length."""
-    nets, pairs = (merges[merges["ok"]] for merges in (frames.nets(inputs), frames.pairs(inputs)))
+    nets, pairs = map(frames.ok, (frames.nets(inputs), frames.pairs(inputs)))
     gaps = {model: pair_differences(nets, pairs, model) for model in MODELS}
     augmented, without = gaps["cnn_100"], gaps["noaug_100"]
     longer, larger = higher_by_pairs(augmented, gaps["cnn_10"]), higher_by_pairs(augmented, without)

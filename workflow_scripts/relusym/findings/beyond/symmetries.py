@@ -7,7 +7,7 @@ from itertools import product
 from textwrap import fill
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
-from relusym.findings.frames import in_order, summary
+from relusym.findings.frames import in_order, ok, summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import empty_drawing, label_rows, lines, panels_of
 from relusym.findings.selection import beyond
@@ -64,7 +64,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     """Each net's barrier, a panel per data set and symmetry (tinted if images are invariant to it); and the numbers."""
     nets = in_order(by_net(inputs["symmetries"]), selection["models"])
-    nets = nets[nets["ok"].astype(bool)].drop(columns="ok")
+    nets = ok(nets).drop(columns="ok")
     if nets.empty:
         return empty_drawing("no nets"), nets
     named = nets.assign(type=nets["model"].map(lambda model: selection["names"].get(model, model)))

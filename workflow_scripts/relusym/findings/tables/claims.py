@@ -81,8 +81,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    nets = frames.nets(inputs)
-    most = nets.loc[nets["ok"], "model"].value_counts().max()
+    most = frames.ok(frames.nets(inputs))["model"].value_counts().max()
     few = (
         f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
         "nothing against them"
@@ -143,7 +142,7 @@ def claims(
 def _evidence(
     inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str], rows: Mapping[str, str]
 ) -> Iterator[tuple[str, str, Evidence]]:
-    nets, merged = (merges[merges["ok"]] for merges in (frames.nets(inputs), frames.pairs(inputs)))
+    nets, merged = map(frames.ok, (frames.nets(inputs), frames.pairs(inputs)))
     vgg11s = paper_values.vgg11s()
     resnets = nets[nets["model"].isin([model for row, model in rows.items() if row not in vgg11s])]
     nets = nets[nets["model"].isin(vgg11s)]  # the claims are about no other types
