@@ -21,14 +21,20 @@ from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.findings import declared
-from relusym.findings.figures import barriers, figure3
-from relusym.findings.figures import figure4 as drawing
-from relusym.findings.figures.figure2 import exemplary_filters, figure2
-from relusym.findings.figures.figure4 import COLOURS, figure4, order_counts
-from relusym.findings.figures.figure9 import figure9
-from relusym.findings.figures.figure10 import figure10
-from relusym.findings.figures.filter_pairs import APART, WEIGHT, WITHIN, colours, filter_pairs, pair_grid
-from relusym.findings.figures.zero_filters import count_by_type, zero_filter_figure
+from relusym.findings.figures import (
+    barriers,
+    figure2,
+    figure3,
+    figure4,
+    figure9,
+    figure10,
+    filter_pairs,
+    zero_filters,
+)
+from relusym.findings.figures.figure2 import exemplary_filters
+from relusym.findings.figures.figure4 import COLOURS, order_counts
+from relusym.findings.figures.filter_pairs import APART, WEIGHT, WITHIN, colours, pair_grid
+from relusym.findings.figures.zero_filters import count_by_type
 from relusym.findings.frames import Filters, are_zero, count_zero_filters, first_kept, read_filters
 from relusym.findings.print_style import write_figure
 from relusym.measuring.flipped_training import flipped_training_record, in_a_plane
@@ -63,6 +69,24 @@ def kept(folder, group_convs=0, permutations=None, model="cnn"):
     about |= {"kind": "filters", "model": model, "seed": 0}
     checkpoint.save_arrays(folder / "filters", arrays, about)
     return read_filters(folder / "filters")
+
+
+def pairs_of(*nets, layer="conv1", flipped_back=False):
+    """The figure of all filters of a layer of these nets, in pairs."""
+    how = {"layer": layer, "flipped_back": flipped_back, "zero_filter": 0.1, "names": NAMES}
+    (figure,) = filter_pairs.draw({"filters": nets}, {"models": [net.model for net in nets], **how})
+    return figure
+
+
+def of_one(figure, net, name=None):
+    """The figure that is made of one net, whose type has this name."""
+    selection = {"model": net.model, "names": NAMES | ({net.model: name} if name else {})}
+    (drawing,) = figure.draw({"filters": [net]}, selection)
+    return drawing
+
+
+def zeros_of(nets, models):
+    return zero_filters.draw({"filters": nets}, {"models": models, "zero_filter": 0.1, "names": NAMES})[0]
 
 
 def random_permutations(seed=0):
@@ -111,11 +135,10 @@ def test_a_net_left_out_has_no_arrays_and_its_figures_have_the_reason(tmp_path):
     net = kept(tmp_path)
     assert (net.status, net.drawn, net.norms) == ("left_out", {}, {})
     assert count_zero_filters([net], 0.1).empty
-    drawn = filter_pairs([net, net], "conv1", True, 0.1, NAMES)
+    drawn = pairs_of(net, net, flipped_back=True)
     assert "cnn-0 is diverged" in drawn.axes[0].get_title()
-    assert "cnn-0 is diverged" in figure2(net, NAMES).texts[0].get_text()
-    by_type = count_by_type(count_zero_filters([net], 0.1), ["cnn"])
-    figure = zero_filter_figure(by_type, ["cnn"], 0.1, NAMES)
+    assert "cnn-0 is diverged" in of_one(figure2, net).texts[0].get_text()
+    figure = zeros_of([net], ["cnn"])
     assert [text.get_text() for text in figure.legends[0].texts] == ["CNN (0)", "below: zero-filter"]
 
 
@@ -157,7 +180,7 @@ def test_zero_filters_are_counted_by_layer_and_type():
     assert (first["zero_filters_mean"], first["share_mean"], first["n"]) == (1, 0.25, 2)
     assert first["zero_filters_std"] == pytest.approx(2**0.5)
     assert pd.isna(by_type.loc[("cnn", "conv1"), "share_std"])
-    figure = zero_filter_figure(by_type.reset_index(), ["cnn", "gcnn"], 0.1, NAMES)
+    figure = zeros_of(nets, ["cnn", "gcnn"])
     legend = [text.get_text() for text in figure.legends[0].texts]
     assert legend == ["CNN (1)", "GCNN (2)", "below: zero-filter"]
 
@@ -185,7 +208,7 @@ def test_zero_weights_are_grey_even_in_a_layer_of_zeros():
 
 def test_figure_1_shows_matches_as_they_are_in_the_net_and_figure_5_as_they_are_permuted(tmp_path):
     net = kept(tmp_path, 0, random_permutations())
-    figures = (filter_pairs([net], "conv1", flipped_back, 0.1, NAMES) for flipped_back in (True, False))
+    figures = (pairs_of(net, flipped_back=flipped_back) for flipped_back in (True, False))
     back, permuted = (figure.axes[0] for figure in figures)
     original, matched = net.drawn["conv1"]
     order = net.permutations["conv1"]
@@ -215,7 +238,7 @@ def test_figure_2_has_four_steps(tmp_path):
     orders = random_permutations()
     orders[0] = np.array([1, 0, 2, 3])
     net = kept(tmp_path, 0, orders)
-    figure = figure2(net, NAMES)
+    figure = of_one(figure2, net)
     images = np.stack([axes.images[0].get_array() for axes in figure.axes]).reshape(3, 4, 3, 3, 3)
     shown = colours(net.drawn["conv1"][0])
     chosen = [int(axes.get_xlabel().split()[-1]) for axes in figure.axes[::4]]
@@ -279,21 +302,21 @@ def resnet(status="ok"):
 
 def test_figure_9_shows_each_filter_beside_its_match_or_the_reason_why_not():
     net = resnet()
-    (panel,) = figure9(net, "A net").axes
+    (panel,) = of_one(figure9, net, "A net").axes
     assert panel.get_title() == "A net"
     assert np.array_equal(panel.images[0].get_array(), pair_grid(net.drawn["conv1"], 8))
-    left_out = figure9(resnet("left_out"), "A net")
+    left_out = of_one(figure9, resnet("left_out"), "A net")
     assert "A net is left out: it is no better than chance" in [text.get_text() for text in left_out.texts]
 
 
 def test_a_layer_whose_filters_are_not_stored_is_named():
     line = "no filters of conv2 are kept for old-0, only conv1"
-    refused(lambda: filter_pairs([resnet()], "conv2", False, 0.1, {}), match=line)
+    refused(lambda: pairs_of(resnet(), layer="conv2"), match=line)
 
 
 def test_figure_10_draws_both_classes(tmp_path):
     classes = example_c_2.image_classes(0, 3)
-    figure = figure10(classes)
+    (figure,) = figure10.draw({}, {"seed": 0, "images": 3})
     assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["class 1", "class 2"]
     drawn = np.stack([axes.images[0].get_array() for axes in figure.axes]).reshape(2, 3, 20, 20)
     assert (drawn == classes).all()
@@ -364,7 +387,7 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
 @pytest.mark.slow(seconds=2)
 def test_figure_10_uses_the_images_of_example_c_2(tmp_path):
     run_script({"figure10": (".png", ".pdf")}, {"seed": 0, "images": 4}, tmp_path, {})
-    write_figure(figure10(example_c_2.image_classes(0, 4)), [tmp_path / "here.png"])
+    write_figure(*figure10.draw({}, {"seed": 0, "images": 4}), [tmp_path / "here.png"])
     assert (tmp_path / "figure10.png").read_bytes() == (tmp_path / "here.png").read_bytes()
 
 
@@ -484,10 +507,14 @@ def bars(panel, layers):
     return {key: bar.get_height() for key, bar in at.items() if bar.get_height()}
 
 
+def orders_of(records, *models):
+    return figure4.draw({"flip_merge": records}, {"models": models, "names": NAMES})
+
+
 def test_figure4_draws_the_shares_of_the_csv():
-    drawn, frame = drawing.draw({"flip_merge": RECORDS}, {"models": ["cnn", "gcnn", "mine"], "names": NAMES})
+    figure, frame = orders_of(RECORDS, "cnn", "gcnn", "mine")
     pd.testing.assert_frame_equal(frame, order_counts(RECORDS))
-    panels = drawn.axes
+    panels = figure.axes
     colour = {order_class: to_rgba(value) for order_class, value in COLOURS.items()}
     layers = [layer.removeprefix("conv") for layer in frame.query("model == 'cnn'")["layer"].unique()]
     shares = {"10": {"1": 1 / 4, "3": 3 / 4}, "2": {"1": 1 / 6, "2": 1 / 3, "3": 1 / 2}}
@@ -499,7 +526,7 @@ def test_figure4_draws_the_shares_of_the_csv():
 
 
 def test_figure4_has_labelled_axes_and_a_key():
-    figure = figure4(order_counts(RECORDS), ["cnn", "gcnn"], NAMES)
+    figure, _ = orders_of(RECORDS, "cnn", "gcnn")
     assert figure.get_supxlabel() == "Conv layer (4, 6 channels)"
     assert figure.get_supylabel() == "Share of the layer's channels"
     labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
@@ -507,5 +534,5 @@ def test_figure4_has_labelled_axes_and_a_key():
 
 
 def test_figure4_can_be_saved_without_nets(tmp_path):
-    write_figure(figure4(order_counts([]), ["cnn", "gcnn", "pgcnn"], NAMES), [tmp_path / "figure4.png"])
+    write_figure(orders_of([], "cnn", "gcnn", "pgcnn")[0], [tmp_path / "figure4.png"])
     assert (tmp_path / "figure4.png").stat().st_size > 0

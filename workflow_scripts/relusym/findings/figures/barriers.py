@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from relusym import paper_values
 from relusym.findings import MERGES, Drawing, Figure, Inputs, Selection, frames, np, pd
@@ -16,18 +16,13 @@ COLUMNS = ["model", "merged", "seed_1", "seed_2", "barrier"]
 FIGURE = Figure(__name__, reads=MERGES, csvs=(".csv",), **OF_VGG11S)
 
 
-def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    merges = points(inputs, selection["models"])
-    return figure(merges, papers(), selection["models"], selection["names"]), merges
-
-
 def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
     """One row per net or pair of nets of one type: model, merged (`FLIP` or `PAIR`), seed_1, seed_2, barrier."""
     nets = frames.nets(inputs).rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"})
     pairs = frames.pairs(inputs).rename(columns={"model_1": "model"})
     pairs = pairs[pairs["model"] == pairs["model_2"]]
     both = [nets.assign(merged=FLIP, seed_2=pd.NA), pairs.assign(merged=PAIR)]
-    both = [several.loc[several["ok"].astype(bool), COLUMNS].astype(object) for several in both]
+    both = [frames.ok(several)[COLUMNS].astype(object) for several in both]
     merges = pd.concat(both).astype({"barrier": float})
     merges = merges[merges["model"].isin(models)].sort_values(["merged", "seed_1"], kind="stable")
     return frames.in_order(merges, models)
@@ -40,29 +35,26 @@ def papers() -> dict[tuple[str, str], float]:
     return {(model, merged): mean for merged, means in both for model, mean in means.items()}
 
 
-def figure(
-    merges: pd.DataFrame,
-    paper: Mapping[tuple[str, str], float],
-    models: Sequence[str],
-    names: Mapping[str, str],
-) -> Drawing:
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     """One row per type: a point per net or pair (of `points`), a line at their mean, a diamond at the paper's."""
+    models, names, paper = selection["models"], selection["names"], papers()
+    merges = points(inputs, models)
     drawing, ((axes,),) = panels_of(0.9 + 0.36 * max(len(models), 1))
     diamond = {"s": 22, "marker": "D", "facecolor": "white"}
     for merged, (colour, marker, offset) in STYLES.items():
-        points = {"s": 13, "marker": marker, "facecolor": colour, "linewidth": 0}
+        style = {"s": 13, "marker": marker, "facecolor": colour, "linewidth": 0}
         for row, model in enumerate(models):
             is_row = (merges["model"] == model) & (merges["merged"] == merged)
             values = merges.loc[is_row, "barrier"].to_numpy()
             y = row - offset  # rows run downwards
             spread = np.resize([-0.06, 0.0, 0.06], len(values))  # so that close points don't hide each other
-            axes.scatter(values, y + spread, alpha=0.45, zorder=2, **points)
+            axes.scatter(values, y + spread, alpha=0.45, zorder=2, **style)
             if len(values):
                 mean = values.mean(), values.mean()
                 axes.plot(mean, [y - 0.15, y + 0.15], color=colour, linewidth=1.8, zorder=3)
             if (model, merged) in paper:
                 axes.scatter(paper[model, merged], y, edgecolor=colour, zorder=4, **diamond)
-        axes.scatter([], [], alpha=0.6, label=merged, **points)
+        axes.scatter([], [], alpha=0.6, label=merged, **style)
     axes.plot([], [], color="0.3", linewidth=1.8, label="mean")
     axes.scatter([], [], edgecolor="0.3", label="mean in the paper", **diamond)
     label_rows(axes, [names.get(model, model) for model in models])
@@ -72,4 +64,4 @@ def figure(
     axes.grid(axis="x", color="0.92", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
     legend_above(drawing, axes, 4, handletextpad=0.4, columnspacing=1.2)
-    return drawing
+    return drawing, merges

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relusym.findings import Drawing, Figure, Inputs, Selection, np
+from relusym.findings import Drawing, Figure, Inputs, Selection
 from relusym.findings.print_style import COLUMN_WIDTH, panels_of
 
 FIGURE = Figure(
@@ -13,14 +13,11 @@ FIGURE = Figure(
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
+    """One row per class of Example C.2, dark shapes on white."""
     from relusym.theory.cooccurrence import image_classes
 
-    return (figure10(image_classes(selection["seed"], selection["images"])),)
-
-
-def figure10(classes: np.ndarray) -> Drawing:
-    """One row per class of Example C.2, dark shapes on white; `classes`: (classes, images, height, width), 0 or 1."""
-    images = classes.shape[1]
+    images = selection["images"]
+    classes = image_classes(selection["seed"], images)
     drawing, rows = panels_of(2 * COLUMN_WIDTH / images + 0.1, len(classes), images)
     for number, (row, drawn) in enumerate(zip(rows, classes, strict=True), start=1):
         row[0].set_ylabel(f"class {number}", fontsize=10)
@@ -28,4 +25,4 @@ def figure10(classes: np.ndarray) -> Drawing:
             axes.imshow(image, cmap="gray_r", interpolation="nearest", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
-    return drawing
+    return (drawing,)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np
 from relusym.findings.figures.filter_pairs import colours
-from relusym.findings.frames import Filters, first_kept
+from relusym.findings.frames import first_kept
 from relusym.findings.print_style import empty_drawing, panels_of
 from relusym.findings.selection import has_vgg11s
 
@@ -20,11 +18,6 @@ def select(settings: Settings) -> Selection:
 
 
 FIGURE = Figure(__name__, reads=("filters",), exists=has_vgg11s, select=select)
-
-
-def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 2 of one net; UserError if there is no net of the type."""
-    return (figure2(first_kept(inputs["filters"], selection["model"]), selection["names"]),)
 
 
 def exemplary_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]:
@@ -54,16 +47,18 @@ def exemplary_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]
     return cycle and [cycle[0], int(permutation[cycle[0]]), int(permutation[permutation[cycle[0]]])]
 
 
-def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
+    """Figure 2 of one net, or why it has none; UserError if there is no net of the type."""
     from matplotlib.patches import ConnectionPatch
 
-    name = f"{names.get(net.model, net.model)}, seed {net.seed}"
+    net = first_kept(inputs["filters"], selection["model"])
+    name = f"{selection['names'].get(net.model, net.model)}, seed {net.seed}"
     if net.status != "ok":
-        return empty_drawing(f"{name} is left out: {net.reason}")
+        return (empty_drawing(f"{name} is left out: {net.reason}"),)
     filters, permutation = net.drawn["conv1"][0].astype(np.float64), net.permutations["conv1"].astype(int)
     chosen = exemplary_filters(filters, permutation)
     if not chosen:
-        return empty_drawing(f"{name}: no channel of conv 1 has an order of at most {SHOWN}")
+        return (empty_drawing(f"{name}: no channel of conv 1 has an order of at most {SHOWN}"),)
     matched = permutation[chosen]
     drawn = colours(filters)  # on the scale of Figure 1
     steps = [drawn[chosen], drawn[chosen][:, :, ::-1], drawn[matched][:, :, ::-1], drawn[matched]]
@@ -82,4 +77,4 @@ def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
         places = (1.06, 0.5), (-0.06, 0.5), "axes fraction", "axes fraction"
         drawing.add_artist(ConnectionPatch(*places, **ends, **style))
     drawing.supylabel(f"Filters of conv 1, {name}")
-    return drawing
+    return (drawing,)

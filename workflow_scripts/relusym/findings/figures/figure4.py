@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, np, pd
 from relusym.findings.print_style import layer_ticks, panels_of
@@ -13,12 +13,6 @@ COLOURS = {"1": "#2c7bb6", "2": "#abd9e9", "3": "#fee090", "4": "#f98e52", "5+":
 LABELS = {"1": "1 (fixed)", "2": "2 (swapped)", "3": "3", "4": "4", "5+": "5 or more"}
 
 FIGURE = Figure(__name__, reads=("flip_merge",), csvs=(".csv",), **OF_VGG11S)
-
-
-def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Figure 4, one panel per type, and its numbers."""
-    counts = order_counts(inputs["flip_merge"])
-    return figure4(counts, selection["models"], selection["names"]), counts
 
 
 def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
@@ -48,7 +42,7 @@ def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
     return frame[["model", "layer", "order", "order_class", "channels", "share", "n"]]
 
 
-def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]) -> Drawing:
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     """One panel per type (empty without nets), one bar per layer, divided by its channels' order (`order_counts`).
 
     Bars show shares, since layers differ eightfold in width; the widths are below if they are the same for all types.
@@ -56,6 +50,7 @@ def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]
     """
     from matplotlib.patches import Patch
 
+    frame, models, names = order_counts(inputs["flip_merge"]), selection["models"], selection["names"]
     layers = {model: list(nets["layer"].unique()) for model, nets in frame.groupby("model")}
     columns = min(4, len(models) + 1)
     rows = -(-(len(models) + 1) // columns)  # one more place, for the legend
@@ -87,4 +82,4 @@ def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]
     text = f" ({', '.join(map(str, widths.pop()))} channels)" if len(widths) == 1 else ""
     drawing.supxlabel(f"Conv layer{text}")
     drawing.supylabel("Share of the layer's channels")
-    return drawing
+    return drawing, frame

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from relusym.errors import UserError
@@ -21,7 +21,12 @@ IN_A_ROW = (2, 4, 8, 16)  # pairs
 
 
 def select(settings: Settings, layer: str, models: Sequence[str], flipped_back: bool = False) -> Selection:
-    """Models (a panel each, of its first net that isn't left out), and the rest as in `filter_pairs`."""
+    """What `draw` shows: models (a panel each, of its first net that isn't left out), and how.
+
+    `layer`: "conv1" or "conv2". `flipped_back`: whether the right filter of a pair is flipped back to how it is in the
+    net (Figure 1: columns 1 and 4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8).
+    `zero_filter`: as in `frames.are_zero`.
+    """
     present = [model for model in models if model in reproduced(settings)]
     zero = settings.sections.filters.zero_filter
     return {"models": present, "layer": layer, "flipped_back": flipped_back, "zero_filter": zero}
@@ -44,13 +49,6 @@ FIGURE7 = _figure("figure7", "conv1", ["gcnn"])
 FIGURE8 = _figure("figure8", "conv2", ["gcnn"])
 
 
-def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """The figure of one net per type; UserError if there is none, or no filters of the layer were kept."""
-    nets = [first_kept(inputs["filters"], model) for model in selection["models"]]
-    how = (selection[key] for key in ("layer", "flipped_back", "zero_filter", "names"))
-    return (filter_pairs(nets, *how),)
-
-
 def colours(filters: np.ndarray) -> np.ndarray:
     """RGB filters (…, 3, h, w) as colours in 0..1 (…, h, w, 3): a weight of 0 is mid-grey, one scale for all."""
     filters = filters.astype(np.float64)
@@ -70,14 +68,13 @@ def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
     return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, -1, 3)
 
 
-def filter_pairs(
-    nets: Sequence[Filters], layer: str, flipped_back: bool, zero: float, names: Mapping[str, str]
-) -> Drawing:
-    """One panel per net, side by side: all its filters of a layer, "conv1" or "conv2", in pairs, or why it is left out.
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
+    """One panel per type, side by side: all filters of a net's layer in pairs, or why it is left out.
 
-    `flipped_back`: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1 and
-    4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8). `zero`: as in `frames.are_zero`.
+    UserError if a type has no net, or no filters of the layer were kept.
     """
+    nets = [first_kept(inputs["filters"], model) for model in selection["models"]]
+    layer, flipped_back, names = (selection[key] for key in ("layer", "flipped_back", "names"))
     width = COLUMN_WIDTH / len(nets)
     grids = [_grid(net, layer, flipped_back, len(nets)) for net in nets]
     height = max(grid.shape[0] / grid.shape[1] for grid in grids) * (width - 0.4)
@@ -89,14 +86,15 @@ def filter_pairs(
         panel.set(xticks=[], yticks=[])
         panel.imshow(grid, interpolation="nearest", vmin=0, vmax=1)
         if net.status == "ok":
-            zeros = f"{are_zero(net.norms[layer], zero).sum()} of {len(net.norms[layer])} zero-filters"
+            zero = are_zero(net.norms[layer], selection["zero_filter"])
+            zeros = f"{zero.sum()} of {len(zero)} zero-filters"
             in_numbers = f"relative difference {net.constraint[layer]:.2f}, {zeros}"
             _number_rows(panel, net, layer, grid.shape)
         title = f"Net {chr(ord('A') + number)}: {name}" if len(nets) > 1 else name
         panel.set_title(f"{title}, seed {net.seed}\n{in_numbers}", fontsize=7.5)
     match = "its match in the same net" if flipped_back else "its match in the permuted flipped net"
     drawing.supxlabel(f"Conv {layer[-1]}: pairs of a filter (left) and {match} (right)")
-    return drawing
+    return (drawing,)
 
 
 def _grid(net: Filters, layer: str, flipped_back: bool, panels: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np, pd
 from relusym.findings.frames import count_zero_filters
@@ -18,13 +18,6 @@ def select(settings: Settings) -> Selection:
 FIGURE = Figure(__name__, reads=("filters",), csvs=(".csv", "_by_net.csv"), exists=has_vgg11s, select=select)
 
 
-def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame, pd.DataFrame]:
-    models, zero = selection["models"], selection["zero_filter"]
-    by_net = count_zero_filters(inputs["filters"], zero)
-    by_type = count_by_type(by_net, models)
-    return zero_filter_figure(by_type, models, zero, selection["names"]), by_type, by_net
-
-
 def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     """One row per type and layer, over its nets: model, layer, filters, zero_filters_mean and _std (sample's, NaN
     for one net), share_mean and _std (of the layer's filters), smallest (median), n."""
@@ -38,10 +31,11 @@ def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     return table.reset_index()
 
 
-def zero_filter_figure(
-    by_type: pd.DataFrame, models: Sequence[str], zero: float, names: Mapping[str, str]
-) -> Drawing:
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame, pd.DataFrame]:
     """The share of zero-filters and the smallest filter by conv layer, numbered as in Figure 4; one line per type."""
+    models, zero, names = selection["models"], selection["zero_filter"], selection["names"]
+    by_net = count_zero_filters(inputs["filters"], zero)
+    by_type = count_by_type(by_net, models)
     drawing, ((left, right),) = panels_of(2.9, 1, 2)
     spread = np.linspace(-0.24, 0.24, len(models)) if len(models) > 1 else [0.0]
     for model, (colour, marker), shift in zip(models, lines(), spread, strict=False):
@@ -60,4 +54,4 @@ def zero_filter_figure(
         panel.set(xlabel="Conv layer", xticks=ticks)
     handles = right.get_legend_handles_labels()
     drawing.legend(*handles, loc="outside lower center", ncols=4, fontsize=6.5)
-    return drawing
+    return drawing, by_type, by_net
