@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
-from relusym.config.reading import check_file, read_file
+from relusym.config.reading import check_file
 from relusym.config.sections import SHARED, Run, Scale
 from relusym.config.settings import Settings
 from relusym.errors import UserError
@@ -179,6 +179,6 @@ def test_a_config_file_of_any_bytes_is_read_or_refused_in_one_line(edits):
         path = Path(folder, "config.yaml")
         path.write_bytes(text)
         try:
-            read_file(path)
+            check_file(path)
         except UserError as error:
             assert "\n" not in str(error)

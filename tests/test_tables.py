@@ -150,36 +150,39 @@ def test_csv_has_numbers_to_ten_digits_and_empty_cells_where_there_is_none(tmp_p
     assert noaug.startswith("cnn_noaug,,,,,,,0,0,0.879,")
 
 
-def of_cost(kind, **cost):
-    return {"kind": kind, "cost": cost}
+def of_cost(**cost):
+    return {"cost": cost}
 
 
-COSTS_OF_JOBS = [
-    of_cost("train", seconds=1.0, job_seconds=1800.0, job_memory_mb=600.5),
-    of_cost("train", seconds=1.0, job_seconds=5400.0), of_cost("train"), of_cost("pair_merge", job_seconds=0.5),
-    of_cost("train", seconds=1.0, job_seconds=3600.0, job_memory_mb=600.25),
-    of_cost("train", seconds=1.0, job_memory_mb=9000.0),  # without its time
-]  # fmt: skip
+COSTS_OF_JOBS = {
+    "train": [
+        of_cost(seconds=1.0, job_seconds=1800.0, job_memory_mb=600.5),
+        of_cost(seconds=1.0, job_seconds=5400.0), of_cost(),
+        of_cost(seconds=1.0, job_seconds=3600.0, job_memory_mb=600.25),
+        of_cost(seconds=1.0, job_memory_mb=9000.0),  # without its time
+    ],
+    "pair_merge": [of_cost(job_seconds=0.5)],
+}  # fmt: skip
 
 
 def test_costs_by_kind_of_job():
-    frame = costs.costs(COSTS_OF_JOBS).set_index("kind")
+    frame = costs.frame(COSTS_OF_JOBS, {}).set_index("kind")
     assert frame.index.to_list() == ["train", "pair_merge"]
     assert frame.loc["train"].to_list() == [3, 3.0, 3600.0, 5400.0, 600.5]
     assert frame.loc["pair_merge", "jobs"] == 1 and math.isnan(frame.loc["pair_merge", "max_memory_mb"])
 
 
 def test_costs_count_the_resumed_trainings_whose_earlier_cost_is_unknown():
-    told = of_cost("train", seconds=1.0, job_seconds=1.0, earlier_seconds=0.0)
-    (note,) = costs.notes({"train": [told, *COSTS_OF_JOBS[:2]]}, {})
+    told = of_cost(seconds=1.0, job_seconds=1.0, earlier_seconds=0.0)
+    (note,) = costs.notes({"train": [told, *COSTS_OF_JOBS["train"][:2]]}, {})
     assert note.startswith("Of 2 trainings, those that were resumed")
     assert costs.notes({"train": [told]}, {}) == []
 
 
 def test_costs_are_written_with_and_without_jobs(tmp_path):
-    write_table(costs.costs(COSTS_OF_JOBS), tmp_path / "costs", costs.LAYOUT)
+    write_table(costs.frame(COSTS_OF_JOBS, {}), tmp_path / "costs", costs.LAYOUT)
     assert "| train " in (tmp_path / "costs.md").read_text()
-    write_table(costs.costs([]), tmp_path / "none", costs.LAYOUT)
+    write_table(costs.frame({}, {}), tmp_path / "none", costs.LAYOUT)
     assert (tmp_path / "none.csv").read_text() == "kind,jobs,hours,median_s,max_s,max_memory_mb\n"
     assert "Kind of job" in (tmp_path / "none.md").read_text()
 

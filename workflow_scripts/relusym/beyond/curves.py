@@ -66,7 +66,8 @@ def measure(job: declaration.Job) -> dict[str, Any]:
     order = None if others else job.symmetry.order
     second = others[0] if others else job.symmetry.transform(first)
     aligned = align(first, second, job.images, **job.matched_by, order=order)
-    repaired_on = job.choice(job.settings["repair_images"])
+    count = job.settings["repair_images"]
+    repaired_on = job.choice(count) if count else job.images
     return {"curve": curve(aligned, repaired_on, job.test, job.labels, job.settings["points"])}
 
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from relusym.symmetry import Symmetry
 
 Values = dict[str, Any]
-Pairs = OrNull[
-    Annotated[list[Annotated[list[Text], Field(min_length=2, max_length=2)]], AfterValidator(each_once)]
-]
+Pair = Annotated[list[Text], Field(min_length=2, max_length=2)]
+Pairs = OrNull[Annotated[list[Pair], AfterValidator(each_once)]]
 Parts = Annotated[list[Text], AfterValidator(each_once)]
 OF_PAIRS = "which of the scale's `pairs`"
 

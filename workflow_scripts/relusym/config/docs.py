@@ -1,9 +1,11 @@
 """`python -m relusym.config.docs` prints docs/config.md: every key of the config, from the sections themselves."""
 
+import math
 from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from pydantic.fields import FieldInfo
 
 from relusym import nets
@@ -89,11 +91,8 @@ def _default(field: FieldInfo, type_: Any) -> str:
         return "(needed)"
     if isinstance(value, Section) or value == "" or (value is None and NoneType not in _members(type_)):
         return ""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, dict):
-        value = "{" + ", ".join(f"{key}: {inner}" for key, inner in value.items()) + "}"
-    return f"`[{', '.join(map(str, value))}]`" if isinstance(value, list) else f"`{value}`"
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).splitlines()[0]
+    return text if value is None or isinstance(value, bool) else f"`{text}`"
 
 
 def _members(type_: Any) -> tuple[Any, ...]:

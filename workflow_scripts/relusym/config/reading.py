@@ -26,28 +26,18 @@ def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
     return files[name]
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
-    """The sections of a YAML file; UserError as in `check_file`."""
-    check_file(path)
-    return yaml.load(_text(path), LOADER)
-
-
-def _text(path: str | Path) -> str:
-    with open_file(path) as file:
-        return file.read().decode("utf-8")
-
-
-def check_file(path: str | Path) -> None:
-    """Check for mistakes that Snakemake ignores, or reports without a line, when it reads a config file.
+def check_file(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML file, checked for mistakes that Snakemake ignores, or reports without a line.
 
     UserError names the file and the line of invalid UTF-8 or YAML, of a repeated key, of a section that contains
     itself, of seeds whose _ YAML would drop, and of a number that YAML would read as another.
     """
     try:
-        text = _text(path)
+        with open_file(path) as file:
+            text = file.read().decode("utf-8")
         _check_depth(path, text)
         top = yaml.compose(text, LOADER)
-        yaml.load(text, LOADER)
+        values = yaml.load(text, LOADER)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -82,6 +72,7 @@ def check_file(path: str | Path) -> None:
                         f"{path}, line {line}: {key.value}: YAML takes {number.value} for {taken}; write it as a "
                         "decimal number"
                     )
+    return values
 
 
 def _check_depth(path: str | Path, text: str) -> None:

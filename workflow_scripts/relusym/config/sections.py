@@ -7,7 +7,7 @@ from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from relusym import nets, paper_values
 from relusym.beyond import MEASUREMENTS
-from relusym.beyond.declaration import OF_PAIRS, Pairs, Selection
+from relusym.beyond.declaration import OF_PAIRS, Pair, Pairs, Selection
 from relusym.data import SymmetryName
 from relusym.matching import MATCHINGS, STARTS
 from relusym.schema import (
@@ -98,7 +98,6 @@ Id = Annotated[
 ]
 Device = Annotated[str, _matches(DEVICE, "allowed is auto, cpu, cuda, or one GPU, such as cuda:1")]
 Side = Annotated[int, Field(ge=8, le=4096), Number]
-Pair = Annotated[list[Text], Field(min_length=2, max_length=2)]
 Channels = Annotated[list[Annotated[float, Number]], Field(min_length=3, max_length=3)]
 Row = Annotated[str, among(paper_values.resnets())]
 

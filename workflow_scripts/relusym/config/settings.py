@@ -22,7 +22,7 @@ from relusym.config.models import (
     specification,
     without_left_out,
 )
-from relusym.config.reading import deep_merge, read_file, scale_file
+from relusym.config.reading import check_file, deep_merge, scale_file
 from relusym.config.sections import ModelSection, Run, Running, Scale
 from relusym.data import DATA_SETS, Extent, known_extent
 from relusym.errors import UserError
@@ -70,7 +70,7 @@ class Settings:
         run = Run.read({key: value for key, value in config.items() if key not in over}, Place("", config))
         file = scale_file(run.scale, folders)
         place = Place(str(file), over)
-        in_file = read_file(file)
+        in_file = check_file(file)
         values = deep_merge(in_file, over)
         scale = Scale.read(values, place)
         there = in_file.get("models") or {}
@@ -225,12 +225,11 @@ class Settings:
     def flipped_training(self) -> Values:
         """Everything that the two trainings of Figure 3 depend on."""
         common, training = self.common, self.sections.training.explicit()
-        defaults = {key: Recipe.model_fields[key].default for key in FIGURE_3}
+        how = {key: training.get(key, Recipe.model_fields[key].default) for key in FIGURE_3}
         return {
             "data": common.data.settings() | ({"size": common.image_size} if common.image_size else {}),
             "network": {key: value for key, value in common.network.items() if key != "group_convs"},
-            "training": {key: training.get(key, default) for key, default in defaults.items()}
-            | self.sections.flipped_training.model_dump(),
+            "training": how | self.sections.flipped_training.model_dump(),
         }
 
     def running(self, training_id: str) -> Values:

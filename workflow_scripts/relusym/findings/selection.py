@@ -117,10 +117,8 @@ def beyond(name: str, order: int, *, merged: bool = True) -> Mapping[str, Any]:
         notes = net_notes(settings, selection["models"], settings.beyond.get(name), merged=merged)
         return {**selection, "notes": notes}
 
-    def exists(settings: Settings) -> bool:
-        return name in settings.measured
-
-    return {"section": BEYOND, "order": order, "exists": exists, "reads": (name,), "select": select}
+    about = {"section": BEYOND, "order": order, "reads": (name,)}
+    return about | {"exists": lambda settings: name in settings.measured, "select": select}
 
 
 def beyond_selection(settings: Settings, name: str) -> dict[str, Any]:

@@ -67,10 +67,11 @@ def least_accuracy(labels: Tensor) -> float:
 
 def load_net(path: Path, device: torch.device) -> nn.Module:
     """A net in evaluation mode; UserError if its checkpoint is damaged or doesn't hold a net of this project."""
-    return _net(path, *checkpoint.load(path, device), device)
+    return net_of(path, *checkpoint.load(path, device), device)
 
 
-def _net(path: Path, tensors: Tensors, about: Record, device: torch.device) -> nn.Module:
+def net_of(path: Path, tensors: Tensors, about: Record, device: torch.device) -> nn.Module:
+    """Like `load_net`, of tensors and a header that were read from `path`."""
     try:
         settings = about["settings"]
         net = nets.build(settings["network"], about["classes"], SYMMETRIES[settings["symmetry"]])
@@ -96,7 +97,7 @@ def trained_net(
         raise UserError(
             f"checkpoint {path} has weights that aren't finite numbers, in {wrong[0]}: delete it and {record}"
         )
-    return _net(path, tensors, about, device) if trained["status"] != "absent" else None, trained
+    return net_of(path, tensors, about, device) if trained["status"] != "absent" else None, trained
 
 
 def named_checkpoint(

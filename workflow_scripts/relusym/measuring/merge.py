@@ -155,14 +155,11 @@ class MergeJob:
     @cached_property
     def images(self) -> Images:
         """The training images that channels are matched on, and REPAIR's statistics are taken from."""
-        return self._choice(self.settings["merging"]["images"])
-
-    def _choice(self, count: int | None) -> Images:
-        return self._images(image_set.subset(self.train, count, self._data["seed"]))
+        return self.choice(self.settings["merging"]["images"])
 
     def choice(self, count: int | None) -> Images:
-        """A seeded subset of `count` training images (None: those to merge on); UserError if there are fewer."""
-        return self.images if count is None else self._choice(count)
+        """A seeded subset of `count` training images (None: all); UserError if there are fewer."""
+        return self._images(image_set.subset(self.train, count, self._data["seed"]))
 
     @cached_property
     def _test(self) -> ImageSet:

@@ -18,6 +18,7 @@ from relusym.measuring.loading import (
     digest_in_use,
     least_accuracy,
     named_checkpoint,
+    net_of,
     normalise_of,
     test_images,
     training_images,
@@ -182,9 +183,7 @@ def weights_record(job: TrainJob, weights: Path) -> Record:
     if about["status"] == "absent":
         record = job.saved(None, 0, "absent")
     else:
-        net = nets.build(job.settings["network"], about["classes"], SYMMETRIES[job.settings["symmetry"]])
-        net.load_state_dict(tensors)
-        net.to(job.device, memory_format=torch.channels_last)
+        net = net_of(weights, tensors, about | {"settings": job.settings}, job.device)
         score, status = job.score(net)
         record = job.saved(net, about["classes"], status)
         inputs |= {"files": about["files"], "dropped": about["dropped"]}

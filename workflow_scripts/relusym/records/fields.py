@@ -26,14 +26,6 @@ from relusym.record_types import (
 from relusym.schema import Text, remark
 
 
-class Cost(Fields):
-    seconds: NotNegative = 0
-    earlier_seconds: NotNegative = 0
-    peak_memory_mb: NotNegative = 0
-    job_seconds: NotNegative = 0
-    job_memory_mb: NotNegative = 0
-
-
 class Inputs(Fields):
     data: Hash | None = None
     source: Text | None = None
@@ -51,7 +43,7 @@ class Made(Fields):
     """The fields of every record."""
 
     settings: dict[str, Any]
-    cost: Cost
+    cost: dict[str, NotNegative]  # see `measuring.loading.JobMeter`
     code: dict[str, Text] = {}
 
 
@@ -225,11 +217,10 @@ class FlippedTraining(Made):
     @classmethod
     def _are_as_long(cls, paths: Paths, info: ValidationInfo) -> Paths:
         if runs := info.data.get("runs"):
-            steps = {len(run.loss) for run in (runs.float64, runs.float32)}
-            points = [paths.net, paths.flipped]
-            for run in (runs.float64, runs.float32):
-                points += [run.flipped_batches, run.same_batches]
-            if steps | {len(each) - 1 for each in points} != {len(runs.float64.loss)}:
+            both = runs.float64, runs.float32
+            points = [paths.net, paths.flipped, *(run.flipped_batches for run in both)]
+            points += [run.same_batches for run in both]
+            if len({len(run.loss) for run in both} | {len(each) - 1 for each in points}) > 1:
                 raise remark("allowed are as many points as there are steps, and the start")
         return paths
 

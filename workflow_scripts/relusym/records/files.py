@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relusym.errors import UserError
+from relusym.records.fields import problem
 from relusym.records.fingerprint import non_default
 from relusym.whole_files import open_file, write_text
 
@@ -25,8 +26,6 @@ def load_record_or_none(path: str | Path) -> Record | None:
 
     UserError if it can't be read, isn't JSON, repeats a key, lacks a field, or has an invalid one (named).
     """
-    from relusym.records.fields import problem  # here, since merging in a library needs no records
-
     try:
         record = _load(path)
     except FileNotFoundError:
@@ -58,8 +57,6 @@ def write_record(path: str | Path, record: Record) -> None:
     ValueError if a field is missing or invalid (`fields`), NaN or infinite; UserError if the disk is full, or if
     the folder can't be written or has records with other settings.
     """
-    from relusym.records.fields import problem
-
     if wrong := problem(record):
         raise ValueError(f"record {path} {wrong}")
     body = {key: value for key, value in record.items() if key != "settings"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -188,11 +188,11 @@ def _evidence(
         if row in rows:
             tested = flipped_against_other(resnets, merged, rows[row])
             yield easier(row), "Section 4.2, Table 5", tested
-    barrier = by_model(resnets, "gcnn_barrier")
+    barrier, spread = by_model(resnets, "gcnn_barrier"), resnets.groupby("model")["gcnn_barrier"].std()
     in_paper = paper_values.table(5).set_index("method")["gcnn_barrier"]
     for pair in (pair for pair in RESNET_LOSS if {*pair} <= {*rows}):
         # the paper has one net of each: its effect, with the spread observed here
-        paper = {rows[row]: (float(in_paper[row]), _std(barrier.get(rows[row], []))) for row in pair}
+        paper = {rows[row]: (float(in_paper[row]), spread.get(rows[row], math.nan)) for row in pair}
         lower = is_higher(barrier, *(rows[row] for row in reversed(pair)), paper=paper)
         yield lowers(*pair), "Section 4.2, Table 5", lower
 
@@ -237,10 +237,6 @@ def _spreads(number: int, key: str | list[str], quantity: str) -> dict[Any, Spre
     return {
         row: (mean, std) for row, mean, std in table[[f"{quantity}_mean", f"{quantity}_std"]].itertuples()
     }
-
-
-def _std(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def by_model(nets: pd.DataFrame, quantity: str) -> dict[str, np.ndarray]:

@@ -105,8 +105,7 @@ def _of_table(inputs: Inputs, name: str, selection: Selection) -> Inputs:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    records = chain(*(inputs[kind] for kind in TABLE.reads))
-    keys = (key for record in records for key in other_than_the_papers(record, selection))
+    keys = (key for record in chain(*inputs.values()) for key in other_than_the_papers(record, selection))
     other = [key for key in dict.fromkeys(keys) if not key.startswith("start.")]  # of an earlier stage
     if selection["scale"] == "paper" or not other:
         how = [
@@ -165,12 +164,11 @@ def compare(
         other: by row (its ids), the settings in which ours differs from the paper's; if any, it isn't comparable.
     """
     keys = [column for column in ("model", "model_1", "model_2", "method") if column in table]
-    columns = [column for column in table if f"paper_{column}" in table and column not in keys]
+    columns = [column for column in table if f"paper_{column}" in table and not column.endswith("_std")]
     ids = [tuple(row) for row in table[keys].itertuples(index=False)]
     named = [" with ".join((names or {}).get(model, model) for model in row) for row in ids]
     rows = table.get("name", pd.Series(named, table.index, dtype=object))
     layout = layout or Layout("")
-    columns = [column for column in columns if not column.endswith("_std")]
     parts = [_cells(table, rows, column, layout).assign(ids=ids) for column in columns]
     cells = pd.concat(parts, ignore_index=True)
     cells.insert(0, "table", paper_number)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
-
-from relusym.findings import MERGES, Inputs, Record, Selection, Table, pd
+from relusym.findings import MERGES, Inputs, Selection, Table, pd
 from relusym.findings.layout import Layout
 from relusym.findings.selection import OF_EVERY_JOB
 
@@ -23,13 +20,17 @@ LAYOUT = Layout(
 TABLE = Table(__name__, LAYOUT, reads=MERGES, select=lambda settings: {}, **OF_EVERY_JOB)
 
 
-def costs(records: Iterable[Record]) -> pd.DataFrame:
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """Time and memory of each kind of job, from the start of its process to its record; memory: peak resident set (MB).
 
     The time of a resumed training includes that up to the state it resumed from, if its record has it.
     """
-    costs = [(record["kind"], record["cost"]) for record in records if "job_seconds" in record["cost"]]
-    rows = [(kind, cost["job_seconds"], cost.get("job_memory_mb")) for kind, cost in costs]
+    rows = [
+        (kind, cost["job_seconds"], cost.get("job_memory_mb"))
+        for kind, records in inputs.items()
+        for cost in (record["cost"] for record in records)
+        if "job_seconds" in cost
+    ]
     jobs = pd.DataFrame(rows, columns=["kind", "s", "memory"]).astype({"s": float, "memory": float})
     table = jobs.groupby("kind", sort=False).agg(
         jobs=("s", "size"),
@@ -40,10 +41,6 @@ def costs(records: Iterable[Record]) -> pd.DataFrame:
     )
     table["hours"] /= 3600
     return table.reset_index()
-
-
-def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    return costs(chain(*(inputs[kind] for kind in TABLE.reads)))
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
