@@ -245,32 +245,26 @@ def raise_all(lines: Iterable[str | None]) -> None:
 
 def in_lines(errors: list[ErrorDetails], where: Where) -> Iterable[str]:
     """Pydantic's errors as lines for the author of the config: the key, its value, what is allowed."""
-    sections, keys = set(), set()  # sections whose missing keys have been reported, and invalid keys
-    for place, error in enumerate(errors):
-        at, is_missing, is_key = error["loc"], error["type"] == "missing", error["loc"][-1:] == ("[key]",)
-        if (is_missing and at[:-1] in sections) or (
-            not is_key and any(at[:n] in keys for n in range(len(at) + 1))
-        ):
+    missing: dict[tuple[int | str, ...], list[str]] = {}  # keys by their section
+    for error in errors:
+        if error["type"] == "missing":
+            missing.setdefault(error["loc"][:-1], []).append(repr(error["loc"][-1]))
+    invalid = {error["loc"][:-1] for error in errors if error["loc"][-1:] == ("[key]",)}
+    for error in errors:
+        at, above = error["loc"], error["loc"][:-1]
+        if at[-1:] != ("[key]",) and any(at[:n] in invalid for n in range(len(at) + 1)):
             continue
-        yield _in_one_line(errors[place:], where)
-        if is_missing:
-            sections.add(at[:-1])
-        elif is_key:
-            keys.add(at[:-1])
+        if error["type"] != "missing":
+            yield _in_one_line(error, where)
+        elif keys := missing.pop(above, []):
+            are = "s {} are" if len(keys) > 1 else " {} is"
+            yield f"{where(*above)}: the key{are.format(', '.join(keys))} missing"
 
 
-def _in_one_line(errors: list[ErrorDetails], where: Where) -> str:
-    """The first of `errors`; if it is a missing key, its line names the section's other missing keys too."""
-    error, *others = errors
+def _in_one_line(error: ErrorDetails, where: Where) -> str:
     kind, path, context = error["type"], [*error["loc"]], error.get("ctx", {})
     value = path[-2] if path[-1:] == ["[key]"] else error["input"]
     path = path[:-2] if path[-1:] == ["[key]"] else path
-    if kind == "missing":
-        beside = [e["loc"][-1] for e in others if e["type"] == kind and [*e["loc"][:-1]] == path[:-1]]
-        names = ", ".join(map(repr, [path[-1], *beside]))
-        return (
-            f"{where(*path[:-1])}: the key{'s' if beside else ''} {names} {'are' if beside else 'is'} missing"
-        )
     if kind == "unknown_key":
         return f"{where(*path, at=context['key'])}: {context['text']}"
     if kind == "together":

@@ -1,7 +1,7 @@
 """The models of a scale: each one's sections over those of the scale, and where the config sets each key."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
 
@@ -85,11 +85,8 @@ class Model:
     @cached_property
     def sections(self) -> Sections:
         """Its entry's sections merged over its scale's, except for `network`."""
-        scale, entry = (
-            each.model_dump(include={*SHARED}, exclude_unset=True) for each in (self.scale, self.entry)
-        )
-        values = deep_merge(scale, entry)
-        return Sections.model_validate({key: value for key, value in values.items() if key != "network"})
+        how = {"include": {*SHARED} - {"network"}, "exclude_unset": True}
+        return Sections.model_validate(deep_merge(self.scale.model_dump(**how), self.entry.model_dump(**how)))
 
     table, image_size, symmetry, merging = (
         property(attrgetter(f"sections.{key}")) for key in ("table", "image_size", "symmetry", "merging")
@@ -121,16 +118,16 @@ class Model:
             for key in OF_GENERATED:
                 if values.get(key) is None or not has(self.place.over if by_run else self.values, *path, key):
                     values.pop(key, None)
-        return Data.read(values, lambda *path, at=None: self.key("data", *path, at=at))
+        return Data.read(values, partial(self.key, "data"))
 
     @cached_property
     def network(self) -> Values:
         """Its architecture and the options set for it; the scale's options for other architectures are ignored."""
         chosen = self.entry.explicit().get("network", {})
-        network = Sections.model_fields["network"].default | self.scale.explicit().get("network", {}) | chosen
+        network = Sections.model_fields["network"].default | self.scale.network | chosen
         known = ("architecture", *nets.options(network["architecture"]), *chosen)
         network = {key: value for key, value in network.items() if key in known}
-        options = nets.check(network, lambda *path, at=None: self.key("network", *path, at=at))
+        options = nets.check(network, partial(self.key, "network"))
         return network | options.explicit()
 
     @property
@@ -144,9 +141,7 @@ class Model:
         training, stages = self.sections.training.explicit(), {}
         for stage in self.recipe:
             values = training | STAGES[stage] | getattr(self.sections, stage).explicit()
-            stages[stage] = Training.read(
-                values, lambda *path, at=None, stage=stage: self.stage_key(stage, *path, at=at)
-            )
+            stages[stage] = Training.read(values, partial(self.stage_key, stage))
         return stages
 
     @cached_property

@@ -9,7 +9,7 @@ from relusym.findings import BEYOND, MERGES, Inputs, Selection, Settings, Table,
 from relusym.findings.evidence import higher_by_pairs, pair_differences, paired
 from relusym.findings.layout import Layout
 from relusym.findings.selection import net_notes
-from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged_beside
+from relusym.findings.tables.claims import COLUMNS, FORMATS, correction, judged_beside
 
 MODELS = [f"{kind}_{epochs}" for kind in ("cnn", "noaug") for epochs in (10, 30, 100)]
 LAYOUT = Layout("As training goes on: nearer to the flipped self than to another net?", COLUMNS, FORMATS)
@@ -53,7 +53,6 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
     return [
         "D: a pair's barrier less the mean of its two nets' GCNN barriers. Claims were written down before they "
         "were measured (docs/laptop.md)",
-        "p is two-sided, corrected for the four claims together after Benjamini and Hochberg. Held or did not hold: "
-        f"corrected p below {LEVEL}; inconclusive: above. The effect of the claim that D < 0 is −D",
+        f"{correction('the four claims')}. The effect of the claim that D < 0 is −D",
         *frames.notes(inputs, selection),
     ]

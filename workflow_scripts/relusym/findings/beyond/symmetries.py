@@ -35,18 +35,16 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
     """One row per net and symmetry: model, seed, symmetry, data, invariant (by construction), ok, `QUANTITIES`."""
     rows = []
     for record in records:
-        data = record["settings"]["trained"][0]["data"]
+        data, is_ok = record["settings"]["trained"][0]["data"], record["status"] == "ok"
         # by construction; of generated images, the horizontal flip by default
         invariant = data.get("invariant_to", "horizontal_flip") if data["dataset"] == "generated" else None
-        about = {"model": record["model"], "seed": record["seed"], "data": images_of(record)}
+        about = {"model": record["model"], "seed": record["seed"], "data": images_of(record), "ok": is_ok}
         for symmetry in record["settings"]["symmetries"]:
-            row = about | {"symmetry": symmetry, "invariant": invariant == symmetry, "ok": False}
-            if record["status"] == "ok":
+            row = about | {"symmetry": symmetry, "invariant": invariant == symmetry}
+            if is_ok:
                 merged = record["symmetries"][symmetry]
                 accuracies = {f"accuracy_{name}": value for name, value in merged["accuracy"].items()}
-                row = (
-                    merged["barrier"] | accuracies | row | {"accuracy": merged["accuracy"]["net"], "ok": True}
-                )
+                row = merged["barrier"] | accuracies | row | {"accuracy": merged["accuracy"]["net"]}
                 row["invariance_error"] = merged["invariance_error"]
             rows.append(row)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])

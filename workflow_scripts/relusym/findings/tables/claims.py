@@ -87,7 +87,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "nothing against them"
     )
     return [
-        _correction("all claims"),
+        correction("all claims"),
         "Power: the probability that so many nets as here, were they as the paper's, settle the claim at the level "
         "that the correction asks of it. Nets that would settle it: with a power of 0.8, for the effect and spread "
         "observed here. Empty where the paper gives no number or a count settles it; of ResNets it has one net each, "
@@ -103,10 +103,11 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
 def notes_on(inputs: Inputs, selection: Selection, which: str, first: str, *more: str) -> list[str]:
     """The notes on claims beyond the paper, some of which have a margin; `which`: those corrected together."""
     where_equal = ", or, where all nets are equal, their mean, whatever p is"
-    return [first, _correction(which, where_equal), *more, *frames.notes(inputs, selection)]
+    return [first, correction(which, where_equal), *more, *frames.notes(inputs, selection)]
 
 
-def _correction(which: str, or_where: str = "") -> str:
+def correction(which: str, or_where: str = "") -> str:
+    """The note on p-values and verdicts; `which`: the claims that are corrected together."""
     return (
         f"p is two-sided; corrected for {which} together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}{or_where}; inconclusive: above"

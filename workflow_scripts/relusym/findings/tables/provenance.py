@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from hashlib import sha256
 from itertools import chain
 
 from relusym.beyond import MEASUREMENTS
@@ -79,7 +79,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     table = described.groupby(origin, sort=False).agg(
         records=("left_out", "size"),
         left_out=("left_out", "sum"),
-        settings=("settings", lambda texts: _digest("\n".join(sorted({*texts})))),
+        settings=("settings", lambda texts: sha256("\n".join(sorted({*texts})).encode()).hexdigest()[:8]),
         hours=("hours", "sum"),
     )
     return table.reset_index()[COLUMNS]
@@ -87,10 +87,6 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
     return ["Settings: the beginning of the SHA-256 of all settings in the records", *selection["notes"]]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _described(record: Record, sources: dict[str, str]) -> Record:
