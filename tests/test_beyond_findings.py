@@ -401,3 +401,12 @@ def test_records_of_other_checkpoints_or_settings_are_refused():
     records = {"train": [train("cnn", 0)], "flip_merge": [stranger], "pair_merge": []}
     line = r"exact_gcnn record cnn-0 was made from another checkpoint \(0{8}\)"
     refused(lambda: check_agreement(records), match=line)
+
+
+@pytest.mark.parametrize(
+    "table", [by_layer, curves, during_training, exact_gcnn, invariance_errors, symmetries, universe]
+)
+def test_a_table_without_any_record_is_empty(table):
+    kind = table.__name__.rpartition(".")[2]
+    frame = table.frame({kind: []}, {"models": ["cnn"], "pairs": [], "names": NAMES})
+    assert frame["n"].sum() == 0 and frame.filter(like="_mean").isna().all(axis=None)

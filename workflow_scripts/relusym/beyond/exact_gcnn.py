@@ -148,8 +148,7 @@ def measure(job: declaration.Job) -> Record:
         groups = orbits(plain, symmetry, aligned.groups, aligned.permutations)
         start = TiedNet(initial(plain, job), groups)
         # its invariance loss is zero whatever its weights are
-        mixture = trained(start, recipe.but(invariance_from=None), job, "mixture")
-        if mixture is not None:
+        if mixture := trained(start, recipe.but(invariance_from=None), job, "mixture"):
             tested["from_scratch"] = mixture
     accuracy = {name: accuracy_of(each, job.test, job.labels) for name, each in tested.items()}
     if job.settings["from_scratch"] and accuracy.get("from_scratch", 0.0) <= job.least_accuracy:

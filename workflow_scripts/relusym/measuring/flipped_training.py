@@ -5,7 +5,7 @@ flipped filters, on the flipped batches; and, as the counterfactual, a second su
 """
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,11 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Labels and normalised float32 batches (B, 3, H, W), randomly cropped and flipped, endlessly."""
     augmented = Augmented(images.images, how["crop_padding"], HORIZONTAL_FLIP, normalised)
-    epoch, count, device = 0, len(images.labels), images.labels.device
-    while True:
+    number, device = len(images.labels), images.labels.device
+    for epoch in count():
         random = generator(how["seed"], "Figure 3", epoch)
-        for index in shuffled(count, how["batch_size"], random, device):
+        for index in shuffled(number, how["batch_size"], random, device):
             yield images.labels[index], augmented.batch(index, random)
-        epoch += 1
 
 
 @full_float32()
