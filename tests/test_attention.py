@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache, partial
 
 import pytest
@@ -178,7 +179,8 @@ def test_heads_are_matched_by_the_best_total_of_their_channels():
     matched = match("activation", Pair(({}, {}), groups, tables, generator))
     assert all(torch.equal(permutation, planted[name]) for name, permutation in matched.permutations.items())
     assert matched.permutations.keys() == planted.keys()
-    greedy = match("activation", Pair(({}, {}), [], tables, generator)).permutations["qkv[:48]"]
+    alone = [replace(group, heads=1, tied=None) for group in groups]
+    greedy = match("activation", Pair(({}, {}), alone, tables, generator)).permutations["qkv[:48]"]
     assert greedy.tolist() != first.tolist()
 
 

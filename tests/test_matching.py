@@ -4,6 +4,7 @@ import torch
 from conftest import python
 from small_nets import Images, answers, shuffled, smooth_images, vgg11
 
+from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.matching.match import Pair, match
@@ -53,7 +54,8 @@ def test_single_pass_correlations_equal_one_pass_per_layer(images):
 
 def test_activation_matching_has_the_largest_sum_of_correlations_on_a_hand_worked_table():
     table = torch.tensor([[0.9, 0.8, 0.0], [0.0, 0.1, 0.7], [0.6, 0.0, 0.2]], dtype=torch.float64)
-    matched = match("activation", Pair(({}, {}), [], {"conv1": table}, torch.Generator()))
+    groups = [ChannelGroup("conv1", 3, (), "")]
+    matched = match("activation", Pair(({}, {}), groups, {"conv1": table}, torch.Generator()))
     assert matched.permutations["conv1"].tolist() == [1, 2, 0]  # a greedy match would take 0.9 first
     assert matched.similarity["conv1"] == pytest.approx(0.7)
 

@@ -271,7 +271,7 @@ def test_reset_batch_norms_hold_the_statistics_of_the_images():
 def test_repair_meets_its_targets_at_every_block_output(network):
     first, second, some = resnet(network, 0), resnet(network, 1), smooth_images(300, 33)
     wanted = targets(first, second, Images(some, 100))
-    assert list(wanted) == list(repair_points(TracedNet(first).module()).values())
+    assert list(wanted) == list(repair_points(TracedNet(first)).values())
     repaired = repair_blocks(interpolate(first, second, 0.5), wanted, Images(some, 300))
     modules, outputs = dict(repaired.named_modules()), {}
     for point in wanted:

@@ -27,10 +27,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) ->
     """Write `tensors`, with `about` as JSON in the header; one that layers share is written under each of its names."""
     from safetensors.torch import save as serialize
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    owners = {tensor.untyped_storage().data_ptr(): name for name, tensor in tensors.items()}
-    tensors = {name: tensor if owners[tensor.untyped_storage().data_ptr()] == name else tensor.clone()
-               for name, tensor in tensors.items()}  # fmt: skip
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with write_whole(path) as part:
         # not by save_file, whose error on a full disk isn't an OSError
         part.write_bytes(serialize(tensors, {"relusym": json.dumps(about)}))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from relusym.channels.labels import FIXED, Labels, UnionFind, Weights
-from relusym.channels.tracing import Handler, Handlers, describe, function_name, layer_of
+from relusym.channels.tracing import Handler, Handlers, describe, function_name, layer_of, tensor_names
 from relusym.errors import UserError, theirs
 
 # Handlers that accept parameters combined entry by entry with constants.
@@ -46,9 +47,7 @@ class Flow(fx.Interpreter):
         self.fixed: dict[str, str] = {}
         self.extra_traceback = False
         self.net, self.tensors = net, net.state_dict(keep_vars=True)
-        self.names: dict[int, list[str]] = {}
-        for name, tensor in self.tensors.items():
-            self.names.setdefault(id(tensor), []).append(name)
+        self.names = {id(self.tensors[names[0]]): names for names in tensor_names(self.tensors)}
         with torch.no_grad():
             self.result = self.run(x)
 
@@ -110,7 +109,7 @@ class Flow(fx.Interpreter):
         self.fixed[describe(call.node)] = str(reason)
         names = call.layer.state_dict() if call.layer is not None else ()
         call.fix(*(x for x in inputs if isinstance(x, Labels | Weights)), *names)
-        return tree_map(lambda x: Labels.alike(FIXED, x.shape) if isinstance(x, Tensor) else x, call.result)
+        return tree_map_only(Tensor, lambda x: Labels.alike(FIXED, x.shape), call.result)
 
     def place(self, name: str, labels: Labels, call: Call) -> None:
         """Record which channels the entries of a parameter or buffer belong to, varying along at most one dimension."""
@@ -347,6 +346,5 @@ class Call:
     def _names(self, weights: str | Weights) -> list[str]:
         """All names of a tensor in the state dict; none if it is None in the layer."""
         name = weights.name if isinstance(weights, Weights) else f"{self.node.target}.{weights}"
-        owner, _, key = name.rpartition(".")
-        tensor = getattr(self.flow.module.get_submodule(owner), key)
+        tensor = attrgetter(name)(self.flow.module)
         return self.flow.names.get(id(tensor), [name]) if tensor is not None else []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from relusym.channels.flow import Flow
@@ -18,6 +18,8 @@ from relusym.channels.labels import FIXED, Labels
 from relusym.channels.tracing import function_name, layer_of
 from relusym.errors import UserError
 
+State = dict[str, Tensor]  # a net's parameters and buffers by name
+Permutations = dict[str, Tensor]  # group name → int64 (C,)
 DRAWS = 12  # of permutations; the draw that moves most channels is checked
 
 
@@ -42,6 +44,12 @@ class Place:
         if self.entries is None:
             return torch.arange(size * self.block, device=device).reshape(size, self.block)
         return torch.tensor(self.entries, device=device).reshape(size, self.block)
+
+    def rows(self, tensor: Tensor, size: int) -> Tensor:
+        """The entries of each of `size` channels in a tensor, one row per channel, (size, entries)."""
+        if self.entries is not None:
+            tensor = tensor.index_select(self.dim, self.index(size, tensor.device).flatten())
+        return tensor.movedim(self.dim, 0).reshape(size, -1)
 
 
 @dataclass(frozen=True)
@@ -90,14 +98,10 @@ class ChannelPartition:
         heads = flow.relations.settle()
         self.roots = flow.relations.roots()
         self._places: dict[int, tuple[Tensor, list]] = {}
-        self._kinds: dict[Hashable, int] = {}
         alike, self.fresh = np.zeros(len(self.roots), dtype=np.int64), 1
         # the rank of each label among those joined to the same channel: `places` keeps them in this order
         order = np.argsort(self.roots, kind="stable")
-        starts = np.searchsorted(self.roots[order], self.roots)
-        self.within = np.empty_like(order)
-        self.within[order] = np.arange(len(order))
-        self.within -= starts
+        self.within = order.argsort() - np.searchsorted(self.roots[order], self.roots)
         draw = np.random.default_rng(0)
         self._hashes = draw.integers(0, 2**63, (2, int(self.within.max()) + 1), dtype=np.uint64)
         first, second = np.array(flow.relations.pairs, dtype=np.int64).reshape(-1, 2).T
@@ -152,6 +156,7 @@ class ChannelPartition:
     def _refine_by_heads(self, alike: np.ndarray, heads: dict[int, list[frozenset[int]]]) -> set[int]:
         """Set channels apart by what shares their head; return those of heads with several equal sets, to be fixed."""
         apart: set[int] = set()
+        numbers: dict[Hashable, int] = {}
         kinds = -1
         while kinds < (kinds := len(np.unique(alike))):
             for head, sets in heads.items():
@@ -164,15 +169,9 @@ class ChannelPartition:
                 whole = (alike[head] if head else 0, *sorted(signs))
                 for held, sign in [*zip(sets, signs, strict=True), *([({head}, 0)] if head else [])]:
                     for channel in held:
-                        alike[channel] = self._numbered(alike[channel], sign, whole)
+                        kind = alike[channel], sign, whole
+                        alike[channel] = numbers.setdefault(kind, self.fresh + len(numbers))
         return apart
-
-    def _numbered(self, *what: Hashable) -> int:
-        """A number for each kind of channel."""
-        if what not in self._kinds:
-            self._kinds[what] = self.fresh
-            self.fresh += 1
-        return self._kinds[what]
 
     def places(self, tensor: str, dim: int, labels: Tensor) -> list[tuple[int, Place]]:
         """The groups with all their channels along this dimension, equally many entries each; and their places."""
@@ -270,9 +269,7 @@ def by_node(groups: list[ChannelGroup]) -> dict[str, list[ChannelGroup]]:
     return nodes
 
 
-def permute(
-    state: dict[str, Tensor], groups: list[ChannelGroup], permutations: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def permute(state: State, groups: list[ChannelGroup], permutations: Permutations) -> State:
     """The state dict with its channels reordered: channel i of a group is the former channel `permutation[i]`.
 
     W₁ ↦ P₁W₁, Wⱼ ↦ PⱼWⱼPⱼ₋₁ᵀ, W_L ↦ W_LP_L₋₁ᵀ (section 3), which leaves the net's function unchanged. UserError if a
@@ -287,9 +284,7 @@ def permute(
         if not whole or not torch.equal(permutation.sort().values.cpu(), torch.arange(group.size)):
             raise UserError(f"group {group.name}: its permutation is no bijection on {group.size} channels")
         heads = head_order(permutation.cpu(), group.heads)
-        if group.heads > 1 and not torch.equal(
-            heads, orders.setdefault(group.tied, heads)[:, :1].expand_as(heads)
-        ):
+        if not torch.equal(heads, orders.setdefault(group.tied, heads)[:, :1].expand_as(heads)):
             raise UserError(
                 f"group {group.name}: its permutation tears heads apart, or orders them unlike groups tied to it"
             )
@@ -305,9 +300,7 @@ def permute(
     return permuted
 
 
-def rescale(
-    state: dict[str, Tensor], groups: list[ChannelGroup], factors: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def rescale(state: State, groups: list[ChannelGroup], factors: dict[str, Tensor]) -> State:
     """The state dict with each group's channels multiplied by its `factors`, float (C,), and what reads them divided.
 
     The net's function is unchanged if `TracedNet.admits` such factors. Where a batch norm writes the channels, signs
@@ -349,7 +342,7 @@ def head_order(permutation: Tensor, heads: int) -> Tensor:
     return rows // rows.shape[1]
 
 
-def random_permutations(groups: list[ChannelGroup], generator: torch.Generator) -> dict[str, Tensor]:
+def random_permutations(groups: list[ChannelGroup], generator: torch.Generator) -> Permutations:
     """Random permutations of all groups, uniform over those that leave the net's function unchanged."""
     permutations, orders = {}, {}
     for group in groups:
@@ -364,7 +357,7 @@ def random_permutations(groups: list[ChannelGroup], generator: torch.Generator) 
     return permutations
 
 
-def moving(groups: list[ChannelGroup]) -> dict[str, Tensor]:
+def moving(groups: list[ChannelGroup]) -> Permutations:
     """Of `DRAWS` random permutations, those that leave the fewest channels at their places."""
     draw, permutations = torch.Generator().manual_seed(5), {}
     for unit in units(groups):
@@ -376,7 +369,7 @@ def moving(groups: list[ChannelGroup]) -> dict[str, Tensor]:
 
 
 def order_of(
-    node: str, size: int, groups: list[ChannelGroup], permutations: dict[str, Tensor], dim: int = 1
+    node: str, size: int, groups: list[ChannelGroup], permutations: Permutations, dim: int
 ) -> Tensor:
     """How `permute` reorders a dimension of a node's output: entry i is the former `order[i]`, int64 (size,)."""
     order = torch.arange(size)
@@ -388,7 +381,7 @@ def order_of(
 
 
 def factors_of(
-    node: str, size: int, groups: list[ChannelGroup], factors: dict[str, Tensor], dim: int = 1
+    node: str, size: int, groups: list[ChannelGroup], factors: dict[str, Tensor], dim: int
 ) -> Tensor:
     """The factors by which `rescale` multiplies a dimension of a node's output, float64 (size,)."""
     scale = torch.ones(size, dtype=torch.float64)
@@ -412,11 +405,6 @@ def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
     if isinstance(layer, BATCH_NORMS):  # such as timm's, which include an activation
         layer = getattr(layer, "act", None)
     return isinstance(layer, ACTIVATIONS) or function_name(node) in ACTIVATING
-
-
-def has_batch_norm(net: nn.Module) -> bool:
-    """Whether any layer keeps running statistics of its channels."""
-    return any(isinstance(layer, BATCH_NORMS) for layer in net.modules())
 
 
 def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:

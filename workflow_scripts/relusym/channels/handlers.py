@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -79,16 +80,23 @@ def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transpose
         return Labels(call.shape, no_constants(x.ids))
     read = call.along(x, dim)
     if groups == 1:
-        call.index(weight, reads, read)
-        written = call.write(weight, writes, shape[writes])
+        written = projected(call, read, weight, bias, shape[writes], reads)
     else:
         rows = read.clamp(min=FIXED).reshape(groups, -1)
         each = call.relations.join_along(rows, [1], call.node.name)
         written = each.expand(-1, call.shape[dim] // groups).flatten()
         call.index(weight, 0, each.expand(-1, len(read) // groups).flatten() if transposed else written)
         call.writes(written)
+        call.index(bias, 0, written)
+    return Labels.along(written, dim, call.shape)
+
+
+def projected(call: Call, read: Tensor, weight: Any, bias: Any, count: int, reads: int = 1) -> Tensor:
+    """The labels of the channels that a matrix or kernel of parameters writes; it reads along dimension `reads`."""
+    call.index(weight, reads, read)
+    written = call.write(weight, 1 - reads, count)
     call.index(bias, 0, written)
-    return Labels.along(written, dim % len(call.shape), call.shape)
+    return written
 
 
 def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int) -> Labels:
@@ -96,7 +104,7 @@ def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int)
     same = isinstance(weight, Tensor) and bool((weight == weight[:1]).all())
     if not (same and isinstance(x, Labels) and groups == len(weight) == x.shape[dim]) or bias is not None:
         raise call.refusal("its kernel is computed in an unknown way")
-    return Labels.along(call.along(x, dim), dim % len(call.shape), call.shape)
+    return Labels.along(call.along(x, dim), dim, call.shape)
 
 
 @handler(*CONVS, *TRANSPOSED, *(name + size for name in ("conv", "conv_transpose") for size in SIZES))
@@ -149,8 +157,7 @@ def batch_norm_function(
     if isinstance(input, Weights):  # weight standardisation
         if any(isinstance(parameter, Labels | Tensor) for parameter in (weight, bias)):
             raise call.refusal("parameters are normalised in an unknown way")
-        scale = [Weights(torch.Size([1, parameter.shape[0], 1]),
-                         {name: ids.reshape(1, -1, 1) for name, ids in parameter.sources.items()})
+        scale = [parameter.moved(lambda ids: ids.reshape(1, -1, 1))
                  for parameter in (weight, bias) if parameter is not None]  # fmt: skip
         return call.combine(input, *scale)
     labels = call.along(input, 1)
@@ -204,10 +211,8 @@ def group_norm(
     if call.layer:
         num_groups, weight, bias = call.layer.num_groups, "weight", "bias"
     labels = call.along(input, 1)
-    if num_groups > 1:
-        call.relations.nest(labels.reshape(num_groups, -1), [1], call.node.name)
-    else:
-        call.relations.mark(labels, call.node.name)
+    rows = labels.reshape(num_groups, -1)
+    call.mix(Labels(rows.shape, rows), [1])
     for weights in (weight, bias):
         call.index(weights, 0, labels)
     return Labels.along(no_constants(labels), 1, call.shape)
@@ -232,12 +237,8 @@ def reduction(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     dims = dims_of(call, x, rest, options) or every
     kept = every if call.result.ndim == len(x.shape) else [dim for dim in every if dim not in dims]
     if isinstance(x, Weights):
-        sources = {name: ids.expand(x.shape) for name, ids in x.sources.items()}
-        for dim in dims:
-            sources = {name: ids.narrow(dim, 0, 1) for name, ids in sources.items()}
-        sources = {name: Labels.of(ids.reshape([ids.shape[dim] for dim in kept])).ids
-                   for name, ids in sources.items()}  # fmt: skip
-        return Weights(call.shape, sources, frozenset(sources))
+        first = tuple(slice(1) if dim in dims else slice(None) for dim in every)
+        return replace(x.moved(lambda ids: ids[first].reshape(call.shape)), pooled=frozenset(x.sources))
     ids = call.mix(x, dims)
     return Labels(call.shape, ids.reshape([ids.shape[dim] for dim in kept]))
 
@@ -327,10 +328,11 @@ def contracted(call: Call, operands: list[Any], letters: list[str], output: str,
         return entries.permute(where)[tuple(slice(None) if letter in names else None for letter in order)]
 
     pairs = list(zip(operands, letters, strict=True))
-    if not any(isinstance(x, Labels) for x in operands):
-        return _of_weights(call, [({name: arranged(padded(entries, len(names)), names)
-                                    for name, entries in x.sources.items()}, x.pooled) for x, names in pairs],
-                           len(output))  # fmt: skip
+    factors = [replace(x, sources={name: arranged(padded(entries, len(names)), names)
+                                   for name, entries in x.sources.items()})
+               for x, names in pairs if isinstance(x, Weights)]  # fmt: skip
+    if len(factors) == len(pairs):
+        return _of_weights(call, factors, len(output))
     aligned = [(arranged(x.ids, names), x, names) for x, names in pairs if isinstance(x, Labels)]
     varies = {letter for ids, *_ in aligned for letter, n in zip(order, ids.shape, strict=True) if n > 1}
     ids, known = None, ()
@@ -343,11 +345,8 @@ def contracted(call: Call, operands: list[Any], letters: list[str], output: str,
         known = tuple(map(max, known, present)) or present
     if ids is None:
         ids = torch.full([1] * len(order), FIXED)
-    for weights, names in pairs:
-        if isinstance(weights, Weights):
-            moved = {name: arranged(padded(entries, len(names)), names)
-                     for name, entries in weights.sources.items()}  # fmt: skip
-            call.meet(Weights(next(iter(moved.values())).shape, moved, weights.pooled), ids)
+    for weights in factors:
+        call.meet(weights, ids)
     shape = torch.Size([sizes[letter] for letter in order])
     summed = range(len(output), len(order))
     mixed = call.mix(Labels(shape, ids), [*summed], step)
@@ -362,17 +361,17 @@ def contracted(call: Call, operands: list[Any], letters: list[str], output: str,
     return Labels(shape[: len(output)], mixed.reshape(mixed.shape[: len(output)]))
 
 
-def _of_weights(call: Call, factors: list[tuple[dict[str, Tensor], frozenset[str]]], kept: int) -> Weights:
+def _of_weights(call: Call, factors: list[Weights], kept: int) -> Weights:
     """A product of parameters, such as of two low-rank matrices: entries along summed dimensions stay in place."""
     sources: dict[str, Tensor] = {}
     pooled: set[str] = set()
-    for moved, known in factors:
-        for name, entries in moved.items():
+    for weights in factors:
+        for name, entries in weights.sources.items():
             if name in sources:
                 raise call.refusal(f"{name} is used in several ways")
             first = entries[(slice(None),) * kept + (slice(1),) * (entries.ndim - kept)]
             sources[name] = first.reshape(entries.shape[:kept])
-            pooled |= {name} if first.shape != entries.shape or name in known else set()
+            pooled |= {name} if first.shape != entries.shape or name in weights.pooled else set()
     return Weights(call.shape, sources, frozenset(pooled))
 
 
@@ -464,25 +463,21 @@ def multihead_attention(call: Call, query: Any, key: Labels, value: Labels, **op
     if isinstance(query, Weights):  # learned queries
         labels = call.along(key, -1)
         call.index(query, len(query.shape) - 1, labels)
-        query = Labels.along(labels, len(query.shape) - 1, query.shape)
+        query = Labels.along(labels, -1, query.shape)
     if not layer._qkv_same_embed_dim or layer.bias_k is not None or options.get("attn_mask") is not None:
         raise call.refusal("attention of this kind isn't supported")
     read = call.along(query, -1)
     for x in (key, value):
         read = call.relations.join(read, call.along(x, -1), call.node.name)
-    call.index("in_proj_weight", 1, read)
-    rows = call.write("in_proj_weight", 0, 3 * layer.embed_dim)
-    call.index("in_proj_bias", 0, rows)
+    rows = projected(call, read, "in_proj_weight", "in_proj_bias", 3 * layer.embed_dim)
     heads, values = heads_of(call, rows, layer.num_heads)
-    call.index("out_proj.weight", 1, values)
-    written = call.write("out_proj.weight", 0, layer.embed_dim)
-    call.index("out_proj.bias", 0, written)
+    written = projected(call, values, "out_proj.weight", "out_proj.bias", layer.embed_dim)
     shape, weights = call.result[0].shape, call.result[1]
     if weights is not None:
         each = weights.ndim == len(shape) + 1  # for each head, not averaged over heads
         labels = heads.flatten() if each else torch.tensor(FIXED)
         weights = Labels.along(labels, -3, weights.shape)
-    return Labels.along(written, len(shape) - 1, shape), weights
+    return Labels.along(written, -1, shape), weights
 
 
 @handler("shifted_window_attention", "shifted_window_attention_v2")
@@ -491,19 +486,15 @@ def window_attention(
     num_heads: int, *rest: Any, qkv_bias: Any = None, proj_bias: Any = None, logit_scale: Any = None, **options: Any,
 ) -> Labels:  # fmt: skip
     """The attention of torchvision's Swin Transformer."""
-    call.index(qkv_weight, 1, call.along(input, -1))
-    rows = call.write(qkv_weight, 0, qkv_weight.shape[0])
-    call.index(qkv_bias, 0, rows)
+    rows = projected(call, call.along(input, -1), qkv_weight, qkv_bias, qkv_weight.shape[0])
     heads, values = heads_of(call, rows, num_heads)
     for x, ids in ((relative_position_bias, heads[None, :, :, None]), (logit_scale, heads[..., None])):
         if isinstance(x, Labels):  # a net computes them
             call.relations.join(x.ids, ids, call.node.name)
         elif isinstance(x, Weights):
             call.meet(x, ids)
-    call.index(proj_weight, 1, values)
-    written = call.write(proj_weight, 0, proj_weight.shape[0])
-    call.index(proj_bias, 0, written)
-    return Labels.along(written, len(call.shape) - 1, call.shape)
+    written = projected(call, values, proj_weight, proj_bias, proj_weight.shape[0])
+    return Labels.along(written, -1, call.shape)
 
 
 def _projected(net: nn.Module, node: fx.Node) -> tuple[fx.Node, Any, Any] | None:
@@ -521,7 +512,7 @@ PROJECTIONS["shifted_window_attention"] = lambda net, node: (*node.args[:2], nod
 @handler("_patch_merging_pad")
 def patch_merging(call: Call, x: Labels) -> Labels:
     """Patch merging in Swin Transformer: the channels of four neighbouring patches, concatenated."""
-    return Labels.along(call.along(x, -1).repeat(4), len(call.shape) - 1, call.shape)
+    return Labels.along(call.along(x, -1).repeat(4), -1, call.shape)
 
 
 # ---- entry by entry
@@ -562,40 +553,23 @@ def moves(call: Call, *operands: Any, **options: Any) -> Any:
             raise call.refusal("which entries it takes depends on the image or on parameters")
         if isinstance(beside, Weights):
             raise call.refusal(f"which entries it takes depends on {beside.name}, a tensor of floats")
+    if isinstance(x, Weights) and isinstance(call.result, Tensor):
+        return x.moved(lambda ids: _moved(call, ids, *rest, **options))
     if isinstance(x, Weights):
-        return _moved_weights(call, x, *rest, **options)
+        return tuple(x.moved(lambda ids, i=i: _moved(call, ids, *rest, **options)[i])
+                     for i in range(len(call.result)))  # fmt: skip
     if joined and any(isinstance(piece, Weights) for piece in x):
         if call.node.target is not torch.stack or any(isinstance(piece, Labels) for piece in x):
             raise call.refusal("its effect on parameters is unknown")
         dim = options.get("dim", rest[0] if rest else 0)
-        return _weights_beside(call, [_unsqueezed(piece, dim) for piece in x], dim % call.result.ndim)
+        pieces = [piece.unsqueeze(dim) if isinstance(piece, Tensor)
+                  else piece.moved(lambda ids: ids.unsqueeze(dim)) for piece in x]  # fmt: skip
+        return _weights_beside(call, pieces, dim % call.result.ndim)
     if joined:
         operands = call.relations.distinct([constant(call, piece).entries for piece in x]), *rest
     operands, options = tree_map(lambda x: x.entries if isinstance(x, Labels) else x, (operands, options))
     moved = _moved(call, *operands, **options)
     return Labels.of(moved) if isinstance(moved, Tensor) else tuple(map(Labels.of, moved))
-
-
-def _unsqueezed(x: Weights | Tensor, dim: int) -> Weights | Tensor:
-    if isinstance(x, Tensor):
-        return x.unsqueeze(dim)
-    sources = {name: entries.expand(x.shape).unsqueeze(dim) for name, entries in x.sources.items()}
-    return Weights(next(iter(sources.values())).shape, sources, x.pooled, x.beside)
-
-
-def _moved_weights(call: Call, weights: Weights, *rest: Any, **options: Any) -> Weights | tuple[Weights, ...]:
-    results = (call.result,) if isinstance(call.result, Tensor) else call.result
-
-    def moved(x: Tensor) -> list[Tensor]:
-        """The entries of each result."""
-        x = _moved(call, x.expand(weights.shape), *rest, **options)
-        return [Labels.of(part).ids for part in ((x,) if isinstance(x, Tensor) else x)]
-
-    sources = {name: moved(entries) for name, entries in weights.sources.items()}
-    beside = [moved(x) for x in weights.beside]
-    parts = tuple(Weights(result.shape, {name: ids[i] for name, ids in sources.items()}, weights.pooled,
-                          tuple(x[i] for x in beside)) for i, result in enumerate(results))  # fmt: skip
-    return parts[0] if isinstance(call.result, Tensor) else parts
 
 
 def _moved(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
@@ -712,9 +686,7 @@ def constant(call: Call, x: Any) -> Labels:
 def pad(call: Call, x: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
     """Constants added beside channels get a label for themselves; beside pixels they belong to the channel."""
     if isinstance(x, Weights) and mode == "constant" and not x.pooled:
-        # such as a 1×1 kernel that is added to a larger one
-        sources = {name: F.pad(ids.expand(x.shape), pad, value=-1) for name, ids in x.sources.items()}
-        return Weights(call.shape, sources)
+        return x.moved(lambda ids: F.pad(ids, pad, value=-1))  # such as a 1×1 kernel, added to a larger one
     if not isinstance(x, Labels):
         raise call.refusal("its effect on parameters or constants is unknown")
     pads = {x.ids.ndim - 1 - i // 2: tuple(pad[i : i + 2]) for i in range(0, len(pad), 2)}
@@ -765,8 +737,7 @@ def looked_up(call: Call, input: Any, weight: Any, *rest: Any, **options: Any) -
     """Rows of a table, such as position embeddings."""
     if not (isinstance(input, Tensor) and isinstance(weight, Weights)):
         raise call.refusal("a table indexed by the image's values isn't supported")
-    sources = {name: ids.expand(weight.shape)[input] for name, ids in weight.sources.items()}
-    return Weights(call.shape, sources)
+    return weight.moved(lambda ids: ids[input])
 
 
 @handler("unfold", "im2col", nn.Unfold)
@@ -775,13 +746,11 @@ def unfolded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     if call.node.op == "call_method":
         return moves(call, x, *rest, **options)
     labels = call.along(x, -3)
-    dim = len(call.shape) - 2
-    return Labels.along(labels.repeat_interleave(call.shape[dim] // len(labels)), dim, call.shape)
+    return Labels.along(labels.repeat_interleave(call.shape[-2] // len(labels)), -2, call.shape)
 
 
 @handler("fold", "col2im", nn.Fold)
 def folded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     """Patches summed into a map again."""
-    dim = len(call.shape) - 3
-    rows = call.along(x, -2).reshape(call.shape[dim], -1)
-    return Labels.along(call.relations.join_along(rows, [1], call.node.name).flatten(), dim, call.shape)
+    rows = call.along(x, -2).reshape(call.shape[-3], -1)
+    return Labels.along(call.relations.join_along(rows, [1], call.node.name).flatten(), -3, call.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -86,6 +86,13 @@ class Weights:
     def name(self) -> str:
         """The name of the first source."""
         return next(iter(self.sources))
+
+    def moved(self, function: Callable[[Tensor], Tensor]) -> Weights:
+        """The weights after a function has moved their entries."""
+        every = [function(x.expand(self.shape)) for x in (*self.sources.values(), *self.beside)]
+        ids = [Labels.of(x).ids for x in every]
+        sources = dict(zip(self.sources, ids, strict=False))
+        return Weights(every[0].shape, sources, self.pooled, tuple(ids[len(sources) :]))
 
 
 def move_entries(x: Tensor, dims: list[int], order: Tensor) -> Tensor:

@@ -15,14 +15,15 @@ from torch import Tensor, fx, nn
 from relusym.channels.flow import Flow, refuse
 from relusym.channels.groups import (
     ChannelGroup,
+    Permutations,
+    State,
     groups_of,
-    has_batch_norm,
     moving,
     order_of,
     permute,
     rescale,
 )
-from relusym.channels.handlers import CONVS, TRANSPOSED
+from relusym.channels.handlers import BATCH_NORMS, CONVS, TRANSPOSED
 from relusym.channels.labels import Labels
 from relusym.channels.tracing import (
     REGISTERED,
@@ -30,8 +31,10 @@ from relusym.channels.tracing import (
     Handlers,
     bound,
     describe,
+    erase_unused,
     function_name,
     mapped,
+    relative_difference,
     show_projections,
     trace,
     unwrapped,
@@ -57,6 +60,17 @@ class Planted:
     constants: dict[str, Tensor]  # that the graph reads
     x: Tensor  # two images
     logits: Tensor  # the copy's on these
+
+    def holding(self, net: nn.Module) -> fx.GraphModule:
+        """The graph with the layers of a copy of this copy."""
+        return bound(self.graph.graph, net, self.constants)
+
+    def with_state(self, state: State) -> fx.GraphModule:
+        """The graph with the tensors of a state dict, which are shared, not copied."""
+        shared = {id(tensor): tensor for tensor in self.net.state_dict(keep_vars=True).values()}
+        net = deepcopy(self.net, shared)
+        net.load_state_dict(state, assign=True)
+        return self.holding(net)
 
 
 class TracedNet:
@@ -96,9 +110,8 @@ class TracedNet:
         are matched.
         """
         graph = deepcopy(self.graph)
-        for node in () if inside else reversed(list(graph.nodes)):
-            if "layer" in node.meta or (node.op == "get_attr" and not node.users):
-                graph.erase_node(node)
+        if not inside:
+            erase_unused(graph)
         return bound(graph, self.net if net is None else net, self.constants)
 
     def copied(self, net: nn.Module) -> TracedNet:
@@ -155,7 +168,7 @@ class TracedNet:
     @cached_property
     def has_batch_norm(self) -> bool:
         """Whether any layer that the net runs in evaluation mode keeps running statistics of its channels."""
-        return has_batch_norm(self.module())
+        return any(isinstance(layer, BATCH_NORMS) for layer in self.module().modules())
 
     @cached_property
     def idle(self) -> list[str]:
@@ -183,10 +196,7 @@ class TracedNet:
         if not relative_difference(planted.logits[:1], logits_of(self.flow(Flow).result)) < LIMIT:
             raise UserError(f"{name}: its logits on an image depend on the other images of the batch")
         permutations = moving(groups)
-        state = planted.net.state_dict(keep_vars=True)
-        permuted = deepcopy(planted.net, {id(tensor): tensor for tensor in state.values()})  # shares tensors
-        permuted.load_state_dict(permute(state, groups, permutations), assign=True)
-        graph = bound(planted.graph.graph, permuted, planted.constants)
+        graph = planted.with_state(permute(planted.net.state_dict(), groups, permutations))
         with torch.no_grad():
             self.known["permuted"] = difference = relative_difference(
                 planted.logits, logits_of(graph(planted.x))
@@ -209,16 +219,14 @@ class TracedNet:
         for group in self.groups:
             every_second = torch.arange(group.size) % 2 == 0
             factors = {group.name: torch.where(every_second, factor, 1.0).double()}
-            scaled = deepcopy(planted.net)
-            scaled.load_state_dict(rescale(planted.net.state_dict(), [group], factors))
-            graph = bound(planted.graph.graph, scaled, planted.constants)
+            graph = planted.with_state(rescale(planted.net.state_dict(), [group], factors))
             with torch.no_grad():
                 if relative_difference(planted.logits, logits_of(graph(planted.x))) < LIMIT:
                     admitted.append(group.name)
         return frozenset(admitted)
 
     def _first_difference(
-        self, permuted: fx.GraphModule, groups: list[ChannelGroup], permutations: dict[str, Tensor]
+        self, permuted: fx.GraphModule, groups: list[ChannelGroup], permutations: Permutations
     ) -> str:
         planted, flow = self.planted, self.flow(Flow)
         outputs = [kept_outputs(graph, planted.x) for graph in (planted.graph, permuted)]
@@ -233,12 +241,6 @@ class TracedNet:
             if not relative_difference(here, there) < LIMIT:
                 return describe(node)
         return "its output"
-
-
-def relative_difference(expected: Tensor, x: Tensor) -> float:
-    if expected.shape != x.shape:
-        return float("inf")
-    return float((expected - x).norm() / expected.norm().clamp(min=1e-30))
 
 
 def _in_float64(graph: fx.Graph) -> fx.Graph:

@@ -17,14 +17,10 @@ ORDERS = 2, 4
 
 
 def involution(pair: Pair) -> Matching:
-    """The involutions that maximise the matched channels' correlations, exactly. UserError if the second net isn't the
-    first, transformed by a symmetry of order 2; or if it has attention heads or group norms.
+    """The involutions that maximise the matched channels' correlations, exactly. UserError for attention heads and
+    group norms.
     """
     _check_heads("involution", pair.groups)
-    if pair.order != 2:
-        raise UserError(
-            "matching involution: only for a net and its transformed self, by a symmetry of order 2 such as a flip"
-        )
     return pair.matched_by({name: best_cyclic([table]) for name, table in pair.correlations.items()})
 
 

@@ -12,12 +12,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from relusym.channels.groups import ChannelGroup, random_permutations, units
+from relusym.channels.groups import ChannelGroup, Permutations, State, random_permutations, units
 from relusym.errors import UserError
-from relusym.matching import MATCHINGS, STARTS, WITH_FACTORS
+from relusym.matching import MATCHINGS, OF_FLIPS, STARTS, WITH_FACTORS
 from relusym.schema import one_of
 
-State = dict[str, Tensor]
 SAME = 1e-9  # objectives that differ by less are equal up to rounding
 
 
@@ -60,7 +59,7 @@ class Matching:
             that is missing has factors 1.
     """
 
-    permutations: dict[str, Tensor]
+    permutations: Permutations
     similarity: dict[str, float]
     search: Search | None = None
     factors: dict[str, Tensor] = field(default_factory=dict)
@@ -90,7 +89,7 @@ class Pair:
     deviations: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     admits: Callable[[float], frozenset[str]] = lambda factor: frozenset()
 
-    def matched_by(self, permutations: dict[str, Tensor], search: Search | None = None) -> Matching:
+    def matched_by(self, permutations: Permutations, search: Search | None = None) -> Matching:
         """The matching with these permutations, one for each group, int64 (C,)."""
         tables = {name: table.cpu().numpy() for name, table in self.correlations.items()}
         similarity = {
@@ -185,9 +184,7 @@ def _moments(state: State, group: ChannelGroup) -> Tensor:
     """Sums of the first three powers of each channel's weights at each place, which no renumbering changes, (C, n)."""
     sums = []
     for place in group.places:
-        tensor = state[place.tensor].double()
-        index = place.index(group.size, tensor.device).flatten()
-        rows = tensor.index_select(place.dim, index).movedim(place.dim, 0).reshape(group.size, -1)
+        rows = place.rows(state[place.tensor].double(), group.size)
         sums += [(rows**power).sum(1) for power in (1, 2, 3)]
     return torch.stack(sums, 1)
 
@@ -195,45 +192,35 @@ def _moments(state: State, group: ChannelGroup) -> Tensor:
 def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The permutations that maximise the total worth of the matched channels.
 
+    Two heads are worth as much as the best assignment of their channels.
+
     Args:
         groups: either all or none of those whose heads are tied to each other.
         tables: group name → worth of matching two channels, float (C, C); a group without a table is ordered as the
             heads that it is tied to.
     """
-    in_heads = [group for group in groups if group.heads > 1]
-    alone = tables.keys() - {group.name for group in in_heads}
-    permutations = {
-        name: torch.from_numpy(_assignment(table.cpu().numpy()))
-        for name, table in tables.items()
-        if name in alone
-    }
-    for attention in units(in_heads):
-        permutations |= _by_heads(attention, tables)
+    permutations = {}
+    for unit in units([group for group in groups if group.heads > 1 or group.name in tables]):
+        heads = unit[0].heads
+        worth, within = np.zeros((heads, heads)), {}
+        for group in unit:
+            count = group.size // heads
+            within[group.name] = np.zeros((heads, heads, count), dtype=np.int64)
+            if group.name not in tables:
+                continue
+            blocks = tables[group.name].cpu().numpy().reshape(heads, count, heads, count).swapaxes(1, 2)
+            for pair in np.ndindex(heads, heads):
+                columns = within[group.name][pair] = _assignment(blocks[pair])
+                worth[pair] += blocks[pair][range(count), columns].sum()
+        order = _assignment(worth)
+        for name, columns in within.items():
+            channels = order[:, None] * columns.shape[2] + columns[range(heads), order]
+            permutations[name] = torch.from_numpy(channels.flatten())
     return permutations
 
 
 def _assignment(table: np.ndarray) -> np.ndarray:
     return linear_sum_assignment(table, maximize=True)[1]
-
-
-def _by_heads(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Assign heads, where two heads are worth as much as the best assignment of their channels."""
-    heads = groups[0].heads
-    worth, within = np.zeros((heads, heads)), {}
-    for group in groups:
-        count = group.size // heads
-        within[group.name] = np.zeros((heads, heads, count), dtype=np.int64)
-        if group.name not in tables:
-            continue
-        blocks = tables[group.name].cpu().numpy().reshape(heads, count, heads, count).swapaxes(1, 2)
-        for pair in np.ndindex(heads, heads):
-            columns = within[group.name][pair] = _assignment(blocks[pair])
-            worth[pair] += blocks[pair][range(count), columns].sum()
-    order = _assignment(worth)
-    return {
-        name: torch.from_numpy((order[:, None] * columns.shape[2] + columns[range(heads), order]).flatten())
-        for name, columns in within.items()
-    }
 
 
 def random(pair: Pair) -> Matching:
@@ -246,9 +233,17 @@ def identity(pair: Pair) -> Matching:
     return pair.matched_by({group.name: torch.arange(group.size) for group in pair.groups})
 
 
-def match(name: str, pair: Pair) -> Matching:
-    """The pair's matching of this name. UserError if there is none."""
-    known = MATCHINGS | WITH_FACTORS
-    if name not in known:
+def check_matching(name: str, order: int | None) -> None:
+    """Raises UserError for an unknown matching, or one that isn't for such a pair; `order` as in `Pair`."""
+    if name not in (known := MATCHINGS | WITH_FACTORS):
         raise UserError(one_of("matching", name, known))
-    return known[name].load()(pair)
+    if name in OF_FLIPS and order != 2:
+        raise UserError(
+            f"matching {name}: only for a net and its transformed self, by a symmetry of order 2 such as a flip"
+        )
+
+
+def match(name: str, pair: Pair) -> Matching:
+    """The pair's matching of this name. UserError as in `check_matching`."""
+    check_matching(name, pair.order)
+    return (MATCHINGS | WITH_FACTORS)[name].load()(pair)

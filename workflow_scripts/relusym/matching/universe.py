@@ -11,12 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from relusym.channels.groups import ChannelGroup, units
+from relusym.channels.groups import ChannelGroup, Permutations, units
 from relusym.matching.match import assigned
 
 GAIN = 1e-9  # a smaller share of the objective is rounding
 STEPS = 100  # of Frank-Wolfe, at most
-Permutations = dict[str, Tensor]
 
 
 def universe(groups: list[ChannelGroup], correlations: Mapping[str, Tensor]) -> list[Permutations]:

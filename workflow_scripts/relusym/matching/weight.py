@@ -11,14 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relusym.channels.groups import ChannelGroup, Place, permute, random_permutations, units
+from relusym.channels.groups import ChannelGroup, Permutations, State, permute, random_permutations, units
 from relusym.matching.match import Matching, Pair, Search, assigned
 
 MEASURED = "running_mean", "running_var", "num_batches_tracked"  # measured by batch norm, not learned
 GAIN = 1e-9  # a smaller share of the objective is rounding
-
-State = dict[str, Tensor]
-Permutations = dict[str, Tensor]
 
 
 def weight(pair: Pair) -> Matching:
@@ -80,7 +77,7 @@ class _Ascents:
         # whether a unit indexes some tensor twice: the worth of its channels then depends on their permutation
         self.twice = [any(self.indexing[name].count(number) > 1 for name in names)
                       for number, names in enumerate(self.tensors)]  # fmt: skip
-        self.rows = {(place.tensor, place.dim, group.name): _rows(self.first[place.tensor], place, group.size)
+        self.rows = {(place.tensor, place.dim, group.name): place.rows(self.first[place.tensor], group.size)
                      for group in self.groups for place in group.places}  # fmt: skip
 
     def best(self, starts: Iterable[tuple[str, Permutations]]) -> Matching:
@@ -172,7 +169,7 @@ class _Ascents:
             for place in group.places:
                 if place.tensor in tensors:
                     rows = self.rows[place.tensor, place.dim, group.name]
-                    tables[group.name] += (rows @ _rows(state[place.tensor], place, group.size).T).cpu()
+                    tables[group.name] += (rows @ place.rows(state[place.tensor], group.size).T).cpu()
         return tables
 
     def _moved(
@@ -191,31 +188,21 @@ def canonical_order(state: State, groups: list[ChannelGroup]) -> Permutations:
 
     Only channels that agree in all of these stay in the order of their numbers. Heads are sorted likewise.
     """
-    order, orders, keys = {}, {}, {}
-    for group in groups:
-        rows = [_rows(state[place.tensor], place, group.size) for place in group.places]
-        ends = [end for row in rows for end in (row.amax(1).cpu(), row.amin(1).cpu())]
-        keys[group.name] = torch.stack(ends or [torch.zeros(group.size)]).unflatten(1, (group.heads, -1))
-    for group in groups:
-        if group.tied not in orders or group.heads == 1:
-            tied = [
-                other for other in groups if other is group or (group.heads > 1 and other.tied == group.tied)
-            ]
-            ends = [end for other in tied for end in (keys[other.name].amax(2), keys[other.name].amin(2))]
-            orders[group.tied] = _sorted(torch.cat(ends))
-        within = _sorted(keys[group.name])
-        starts = torch.arange(group.heads)[:, None] * within.shape[1]
-        order[group.name] = (starts + within)[orders[group.tied]].flatten()
+    order = {}
+    for unit in units(groups):
+        keys = {}
+        for group in unit:
+            rows = [place.rows(state[place.tensor], group.size) for place in group.places]
+            ends = [end for row in rows for end in (row.amax(1).cpu(), row.amin(1).cpu())]
+            keys[group.name] = torch.stack(ends or [torch.zeros(group.size)]).unflatten(1, (group.heads, -1))
+        heads = _sorted(torch.cat([end for key in keys.values() for end in (key.amax(2), key.amin(2))]))
+        for name, key in keys.items():
+            within = _sorted(key)
+            starts = torch.arange(len(within))[:, None] * within.shape[1]
+            order[name] = (starts + within)[heads].flatten()
     return order
 
 
 def _sorted(keys: Tensor) -> Tensor:
     """The order that sorts the last dimension, by the last key first, int64."""
     return torch.from_numpy(np.lexsort(keys.numpy()))
-
-
-def _rows(tensor: Tensor, place: Place, size: int) -> Tensor:
-    """The entries of each channel in a tensor, one row per channel, (size, entries)."""
-    if place.entries is not None:
-        tensor = tensor.index_select(place.dim, place.index(size, tensor.device).flatten())
-    return tensor.movedim(place.dim, 0).reshape(size, -1)

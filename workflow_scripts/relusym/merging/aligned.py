@@ -18,7 +18,7 @@ from relusym.channels.groups import (
     rescale,
 )
 from relusym.channels.traced import TracedNet, as_traced
-from relusym.channels.tracing import layer_of
+from relusym.channels.tracing import layer_of, tensor_names
 from relusym.errors import UserError
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.matching import MATCHINGS, STARTS
@@ -60,8 +60,6 @@ class Lockstep:
             for interpreter, node in zip(self.interpreters, nodes, strict=True):
                 outputs.append(interpreter.run_node(node))
                 interpreter.hold(interpreter.env, node, outputs[-1])
-                if not node.users:
-                    del interpreter.env[node]
             visit(nodes[0].name, outputs)
         return outputs
 
@@ -127,7 +125,7 @@ def joint_statistics(
     lockstep, net = Lockstep(graphs), all_traced[0].net
     device, normed = device_of(net), all_traced[0].has_batch_norm
     matched = by_node(groups)
-    points = {} if normed else repair_points(graphs[0])
+    points = {} if normed else repair_points(all_traced[0])
     dims = {node: channel_dim(graphs[0].get_submodule(layer)) for node, layer in points.items()}
     joint: dict[str, JointMoments] = defaultdict(JointMoments)
     single: list[dict[str, Moments]] = [defaultdict(Moments) for _ in nets]
@@ -172,9 +170,7 @@ def interpolate(first: nn.Module, second: nn.Module, share: float) -> nn.Module:
 
 def distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The floating-point tensors, which can be averaged, each under one name even if layers share it."""
-    memory = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
-    return {name: tensor for name, tensor in state.items()
-            if tensor.is_floating_point() and memory[tensor.data_ptr()] == name}  # fmt: skip
+    return {name: state[name] for name, *_ in tensor_names(state) if state[name].is_floating_point()}
 
 
 @dataclass(frozen=True)
@@ -259,7 +255,7 @@ def align(
     logits = [answers(second.module(net), x) for net in (second.net, permuted)]
     checks = {"permuted_logits": largest_difference(*logits)}
     hold(checks)
-    ordered = in_order(measured.statistics[1], groups, permutations, factors, first.module())
+    ordered = in_order(measured.statistics[1], groups, permutations, factors, first)
     statistics = measured.statistics[0], ordered
     similarity, search = matched.similarity, matched.search
     return Aligned(first, permuted, groups, permutations, similarity, statistics, checks, search, factors)
@@ -270,13 +266,13 @@ def in_order(
     groups: list[ChannelGroup],
     permutations: dict[str, Tensor],
     factors: dict[str, Tensor],
-    graph: fx.GraphModule,
+    traced: TracedNet,
 ) -> Targets:
     """A net's statistics after its channels are permuted and multiplied."""
-    points, ordered = repair_points(graph), {}
-    for node in graph.graph.nodes:
+    points, ordered = repair_points(traced), {}
+    for node in traced.graph.nodes:
         if (name := points.get(node.name)) in statistics:
-            layer = layer_of(graph, node)
+            layer = layer_of(traced.net, node)
             dim = len(node.meta["shape"]) + channel_dim(layer) if isinstance(layer, CORRECTED) else 1
             size = len(statistics[name].mean)
             order = order_of(node.name, size, groups, permutations, dim)
@@ -371,7 +367,7 @@ def align_many(
         logits = [answers(first.module(net), x) for net in (traced.net, aligned[-1])]
         checks["permuted_logits"] = max(largest_difference(*logits), checks.get("permuted_logits", 0.0))
     hold(checks)
-    statistics = [in_order(unordered, groups, permutation, {}, first.module())
+    statistics = [in_order(unordered, groups, permutation, {}, first)
                   for unordered, permutation in zip(measured.statistics, permutations, strict=False)]  # fmt: skip
     similarity = {name: _matched(table, torch.stack([by_group[name] for by_group in permutations]))
                   for name, table in tables.items()}  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup, permute
+from relusym.channels.groups import ChannelGroup, Permutations, State, permute
 from relusym.channels.traced import TracedNet, net_of
 from relusym.evaluation.images import ImageSource
 from relusym.merging.aligned import Aligned, distinct
@@ -16,8 +16,6 @@ from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.nets.tied import TiedNet
 from relusym.pixels.transform import transformed
 from relusym.symmetry import Symmetry
-
-Permutations = dict[str, Tensor]
 
 
 def representations(permutations: Permutations) -> dict[str, dict[str, int]]:
@@ -53,7 +51,7 @@ def matched_self(
     return moved
 
 
-def _powers(net: nn.Module | TracedNet, copy: nn.Module, *how: Any) -> Iterator[dict[str, Tensor]]:
+def _powers(net: nn.Module | TracedNet, copy: nn.Module, *how: Any) -> Iterator[State]:
     """The states of a copy after applying `matched_self` once, twice, …, without end."""
     while True:
         copy = matched_self(net.copied(copy) if isinstance(net, TracedNet) else copy, *how)

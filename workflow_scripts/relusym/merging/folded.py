@@ -33,13 +33,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from relusym.channels.groups import ChannelGroup, permute, reordered
+from relusym.channels.groups import ChannelGroup, Permutations, permute, reordered
 from relusym.channels.handlers import ACTIVATIONS, ADDITIONS, layers
 from relusym.channels.traced import TracedNet
-from relusym.channels.tracing import bound, function_name, layer_of
+from relusym.channels.tracing import function_name, layer_of
 from relusym.errors import UserError
 from relusym.evaluation.logits import logits_of
-from relusym.merging.exact_gcnn import Permutations
 from relusym.merging.identities import hold, largest_difference
 from relusym.pixels.flow import PixelFlow
 from relusym.pixels.grid import axes
@@ -300,8 +299,8 @@ def folded(
             f"symmetry {symmetry.name} is of order {symmetry.order}: nets can only be folded by flips"
         )
     axis = axes(symmetry)[-1] - 4
-    wide = deepcopy(net.net).double().eval()
-    expected = _planted_logits(net, wide)
+    wide, planted = deepcopy(net.net).double().eval(), net.planted
+    expected = logits_of(planted.holding(wide)(planted.x))
     orders = {name: torch.cat(_parts(partner.cpu())) for name, partner in permutations.items()}
     wide.load_state_dict(permute(wide.state_dict(), groups, orders))
     partners = {name: order.argsort()[permutations[name].cpu()[order]] for name, order in orders.items()}
@@ -335,7 +334,8 @@ def folded(
         if saves:
             wide.set_submodule(name, made)
     adapt = (lambda module: _Apart(module).transform()) if compiled else (lambda module: module)
-    hold({"folded": largest_difference(expected, _planted_logits(net, wide, adapt))})
+    logits = logits_of(adapt(planted.holding(wide))(planted.x))
+    hold({"folded": largest_difference(expected, logits)})
     return adapt(net.module(wide.to(next(net.net.parameters()).dtype)))
 
 
@@ -358,14 +358,6 @@ def _partners(
             if (place.tensor, place.dim) == (tensor, dim):
                 order = order[reordered(place, group.size, partners[group.name], size)]
     return order
-
-
-def _planted_logits(
-    net: TracedNet, wide: nn.Module, adapt: Callable[[fx.GraphModule], fx.GraphModule] = lambda module: module
-) -> Tensor:
-    """The logits of a float64 copy on two random images, with its graph adapted."""
-    planted = net.planted
-    return logits_of(adapt(bound(planted.graph.graph, wide, planted.constants))(planted.x))
 
 
 def fused(net: TracedNet) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from relusym.channels.labels import Labels
 from relusym.channels.traced import TracedNet, as_traced
@@ -160,7 +160,8 @@ def _contributions(
         layer = layer_of(graph, node)
         if layer is not None and any(parameter.ndim > 1 for parameter in layer.parameters()):
             weighted.append(str(node.target))
-        read = {each: tree_map(_edge, known[each]) for each in node.all_input_nodes}
+        read = {each: tree_map_only(Tensor, lambda part: part.view_as(part), known[each])
+                for each in node.all_input_nodes}  # fmt: skip
         if node.op == "placeholder":
             known[node] = x.detach().requires_grad_()
         else:
@@ -190,7 +191,3 @@ def _contributions(
                 for key in (name, ""):
                     changes[key][:, :, k] += change
     return changes
-
-
-def _edge(part: Any) -> Any:
-    return part.view_as(part) if isinstance(part, Tensor) else part

@@ -129,17 +129,13 @@ def orbit_merge(
     aligned = align_many(copies, images, matching=matching, starts=starts, order=symmetry.order)
     ends = [accuracy(end, test_images, labels) for end in aligned.nets]
     accuracies, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}
-    merges = {"pairwise": 2, "whole": len(ends)}
-    for name, count in merges.items():
-        if name == "whole" and count == 2:
-            accuracies |= {key.replace("pairwise", name): accuracies[key] for key in barriers}
-            barriers |= {key.replace("pairwise", name): value for key, value in barriers.items()}
-            continue
+    measured = {}  # by the number of nets that are merged
+    for count in {2, len(ends)}:
         inner, _ = corrected(aligned.mean(count), aligned.targets(count), images)
-        plain = inner.get("reset", inner["halfway"])
-        mean = sum(ends[:count]) / count
-        for key, candidate in {name: inner["repaired"], f"{name}_no_repair": plain}.items():
-            accuracies[key] = accuracy(candidate, test_images, labels)
-            barriers[key] = barrier(mean, accuracies[key])
+        nets = {"": inner["repaired"], "_no_repair": inner.get("reset", inner["halfway"])}
+        measured[count] = {key: accuracy(merged, test_images, labels) for key, merged in nets.items()}
+    for name, count in {"pairwise": 2, "whole": len(ends)}.items():
+        for key, value in measured[count].items():
+            accuracies[name + key], barriers[name + key] = value, barrier(sum(ends[:count]) / count, value)
     similarity = {name: float(table[0, 1]) for name, table in aligned.similarity.items()}
     return OrbitMerge(accuracies, barriers, similarity)

@@ -24,15 +24,14 @@ from relusym.evaluation.metrics import (
     check_metrics,
     evaluate,
 )
-from relusym.matching import MATCHINGS, OF_FLIPS, STARTS, WITH_FACTORS
-from relusym.matching.match import Search
+from relusym.matching import STARTS
+from relusym.matching.match import Search, check_matching
 from relusym.merging.aligned import Aligned, AlignedNets, Answered, Targets, align, check_shapes
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repair_notes, repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
-from relusym.schema import one_of
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
@@ -320,12 +319,7 @@ def check_nets(
 
 def check_how(matching: str, seed: int, order: int | None, starts: int = STARTS) -> None:
     """Raises UserError for an unknown matching, an invalid seed or number of starts, before any work."""
-    if matching not in (known := MATCHINGS | WITH_FACTORS):
-        raise UserError(one_of("matching", matching, known))
-    if matching in OF_FLIPS and order != 2:
-        raise UserError(
-            f"matching {matching}: only for a net and its transformed self, by a symmetry of order 2 such as a flip"
-        )
+    check_matching(matching, order)
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed: {seed} given; allowed is a whole number from 0 to 2^63 - 1")
     if not isinstance(starts, Integral) or starts < 1:

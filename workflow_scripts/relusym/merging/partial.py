@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from relusym.channels.handlers import BATCH_NORMS
 from relusym.channels.traced import TracedNet, as_traced
-from relusym.channels.tracing import layer_of
+from relusym.channels.tracing import layer_of, tensor_names
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, accuracy, evaluate
@@ -35,6 +35,7 @@ from relusym.merging.repair import (
     repair_blocks,
     repair_points,
     resetting,
+    tensors_of,
 )
 from relusym.precision import full_float32
 
@@ -77,7 +78,7 @@ def parts(
     layers: list[tuple[str, list[str]]] = []  # names, and tensors
     graph, seen = as_traced(net, image_shape).module(), set()
     for node in graph.graph.nodes:
-        keys = [key for key in _tensors(graph, node) if key not in seen]
+        keys = [key for key in tensors_of(graph, node) if key not in seen]
         if not keys:
             continue
         seen |= set(keys)
@@ -90,14 +91,6 @@ def parts(
     while len(named := _by_depth(layers, depth)) > most and depth > 1:
         depth -= 1
     return [Part(name, tuple(keys)) for name, keys in named.items()]
-
-
-def _tensors(graph: fx.GraphModule, node: fx.Node) -> list[str]:
-    """The names of the tensors of the state dict that a node reads."""
-    if node.op == "get_attr":
-        return [str(node.target)]
-    layer = layer_of(graph, node)
-    return [] if layer is None else [f"{node.target}.{key}" for key in layer.state_dict()]
 
 
 def _by_depth(layers: list[tuple[str, list[str]]], depth: int) -> dict[str, list[str]]:
@@ -143,21 +136,17 @@ class PartialMerges:
         self.part_of: dict[str, int] = {}  # node → the part of the last layer up to this node
         last = 0
         for node in self.nodes:
-            last = next((numbers[key] for key in _tensors(graph, node) if key in numbers), last)
+            last = next((numbers[key] for key in tensors_of(graph, node) if key in numbers), last)
             self.part_of[node.name] = last
         owners = list(self.part_of.values())
         self.starts = [owners.index(number) for number in range(1, len(self.parts))]
-        self.points = repair_points(graph)
+        self.points = repair_points(first)
         unmerged, other = statistics
         self.unmerged, self.both = unmerged, {name: unmerged[name].towards(other[name]) for name in unmerged}
-        in_memory = defaultdict(set)
-        for key, tensor in first.net.state_dict().items():
-            if tensor.numel():
-                in_memory[tensor.data_ptr()].add(numbers.get(key))
         norms = [node.target for node in self.nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
         # whether no two parts share a tensor, and no batch norm takes statistics of two calls
         self.apart = len(set(norms)) == len(norms) and all(
-            len(sharing) == 1 for sharing in in_memory.values()
+            len({numbers.get(name) for name in names}) == 1 for names in tensor_names(first.net.state_dict())
         )
 
     @property
@@ -281,13 +270,10 @@ class _Stretch(Layers):
             return layer._conv_forward(x, *fuse_conv_bn_weights(layer.weight, layer.bias, *how))
         return self.env[n.args[0]] if n.args[0] in self.fused else super().run_node(n)
 
-    def go(self, env: dict[fx.Node, Any]) -> Any:
-        """Run the nodes and return the last one's output; changes `env`, which holds what they and later nodes read."""
-        self.env, output = env, None
-        for node in self.nodes:
-            output = self.run_node(node)
-            self.hold(env, node, output)
-        self.env = {}
+    def run_all(self, env: dict[fx.Node, Any]) -> Any:
+        """Run all nodes, as `Layers.go`."""
+        output = self.go(env, self.nodes)
+        self.env = {}  # holds nothing after this
         return output
 
 
@@ -322,12 +308,12 @@ class _Branches:
         env, last = {self.input: x}, len(self.merged) - 1
         for k in range(last + 1):
             kept = cloned(env)
-            self.kept[k].go(kept)
+            self.kept[k].run_all(kept)
             if k:
-                yield ("prefix", k - 1), self.prefix[k].go(cloned(kept))
-            yield ("leave_one_out", k), self.leave_one_out[k].go(kept)
-            self.merged[k].go(env)
-        yield ("prefix", last), self.leave_one_out[last].go(env)  # only the output node is left
+                yield ("prefix", k - 1), self.prefix[k].run_all(cloned(kept))
+            yield ("leave_one_out", k), self.leave_one_out[k].run_all(kept)
+            self.merged[k].run_all(env)
+        yield ("prefix", last), self.leave_one_out[last].run_all(env)  # only the output node is left
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """REPAIR (Jordan et al. 2023; section 4): give a merged net's channels the average statistics of its endpoints."""
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from relusym.channels.flow import Flow
-from relusym.channels.groups import block_outputs, has_batch_norm
+from relusym.channels.groups import block_outputs
 from relusym.channels.handlers import BATCH_NORMS, CONVS, TRANSPOSED
 from relusym.channels.labels import FIXED, Labels
 from relusym.channels.traced import TracedNet, as_traced
@@ -34,34 +34,27 @@ PRODUCTS = {"linear", "matmul", "mm", "addmm", "einsum", "tensordot", "cdist", "
 SHOWN = 3  # names in a note
 
 
-def repair_points(graph: fx.GraphModule) -> dict[str, str]:
-    """The graph nodes whose outputs REPAIR corrects → their names in statistics.
+def repair_points(traced: TracedNet) -> dict[str, str]:
+    """The nodes of a net's graph whose outputs REPAIR corrects → their names in statistics.
 
     Without batch norm: every convolution and linear layer, by the layer's name, except those that write the logits and
     layers that are called twice. With batch norm: every block's output (`block_outputs`), by the node's name.
     """
-    if has_batch_norm(graph):
-        return {node.name: node.name for node in block_outputs(graph)}
-    used = Counter(
-        id(tensor)
-        for node in graph.graph.nodes
-        if node.op in ("call_module", "get_attr")
-        for tensor in _state_of(graph, node)
-    )
-    heads, behind = set(), [node for node in graph.graph.nodes if node.op == "output"]
-    while behind:
-        node = behind.pop()
-        if node in heads:
-            continue
-        heads.add(node)
-        if not (isinstance(layer_of(graph, node), CORRECTED) or _is_product(node)):
-            behind += node.all_input_nodes
+    if traced.has_batch_norm:
+        return {node.name: node.name for node in block_outputs(traced.module())}
+    net, nodes = traced.net, list(traced.graph.nodes)
+    state = net.state_dict(keep_vars=True)
+    used = Counter(id(state.get(name)) for node in nodes for name in tensors_of(net, node))
+    heads = {nodes[-1]}  # the output, and what it reads up to the layers that write it
+    for node in reversed(nodes):
+        if node in heads and not (isinstance(layer_of(net, node), CORRECTED) or _is_product(node)):
+            heads.update(node.all_input_nodes)
     return {
         node.name: str(node.target)
-        for node in graph.graph.nodes
-        if isinstance(layer_of(graph, node), CORRECTED)
+        for node in nodes
+        if isinstance(layer := layer_of(net, node), CORRECTED)
         and node not in heads
-        and all(used[id(tensor)] == 1 for tensor in _state_of(graph, node))
+        and all(used[id(tensor)] <= 1 for tensor in layer.parameters())
     }
 
 
@@ -71,19 +64,19 @@ def _is_product(node: fx.Node) -> bool:
     return beside and function_name(node) in PRODUCTS
 
 
-def held_by_layers(graph: fx.GraphModule) -> bool:
+def held_by_layers(traced: TracedNet) -> bool:
     """Whether a net's layers can hold REPAIR's corrections: it has no batch norm, and corrected layers have a bias."""
-    return not has_batch_norm(graph) and all(
-        graph.get_submodule(name).bias is not None for name in repair_points(graph).values()
+    return not traced.has_batch_norm and all(
+        traced.net.get_submodule(name).bias is not None for name in repair_points(traced).values()
     )
 
 
-def _state_of(graph: fx.GraphModule, node: fx.Node) -> list[Tensor]:
-    """The parameters of the layer that a node calls, or the tensor that it reads."""
-    if node.op == "call_module":
-        return list(graph.get_submodule(node.target).parameters())
-    owner, _, name = str(node.target).rpartition(".")
-    return [getattr(graph.get_submodule(owner), name)]
+def tensors_of(net: nn.Module, node: fx.Node) -> list[str]:
+    """The names of the tensors of the state dict that a node reads."""
+    if node.op == "get_attr":
+        return [str(node.target)]
+    layer = layer_of(net, node)
+    return [] if layer is None else [f"{node.target}.{key}" for key in layer.state_dict()]
 
 
 def channel_dim(layer: nn.Module) -> int:
@@ -140,14 +133,25 @@ class Layers(fx.Interpreter):
 
     def hold(self, environment: dict[fx.Node, Any], node: fx.Node, output: Any) -> None:
         """Keep a node's output, and drop what no later node reads."""
-        environment[node] = output
+        if node.users:
+            environment[node] = output
         for unused in self.user_to_last_uses.get(node, ()):
             del environment[unused]
+
+    def go(self, environment: dict[fx.Node, Any], nodes: Iterable[fx.Node]) -> Any:
+        """Run consecutive nodes and return the last one's output; changes `environment`, which holds what they and
+        later nodes read.
+        """
+        self.env, output = environment, None
+        for node in nodes:
+            output = self.run_node(node)
+            self.hold(environment, node, output)
+        return output
 
 
 def cloned(environment: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
     """A copy of what nodes read, for layers that work in place."""
-    return tree_map(lambda output: output.clone() if isinstance(output, Tensor) else output, environment)
+    return tree_map_only(Tensor, Tensor.clone, environment)
 
 
 class LayerByLayer:
@@ -161,7 +165,7 @@ class LayerByLayer:
         traced = as_traced(net, images.shape)
         self.device = device_of(traced.net.eval())
         self.graph = traced.module()  # shares its layers with the net
-        self.nodes, self.points, self.images = list(self.graph.graph.nodes), repair_points(self.graph), images
+        self.nodes, self.points, self.images = list(self.graph.graph.nodes), repair_points(traced), images
         self.interpreter = Layers(self.graph, {})
         self.environments: list[dict[fx.Node, Any]] = [{} for _ in range(images.count)]
         self.outputs: list[Tensor] = []
@@ -171,13 +175,12 @@ class LayerByLayer:
     def _bytes(self) -> list[int]:
         """For each node, the bytes that it takes to hold what this and later nodes read, for all images."""
         environment: dict[fx.Node, Any] = {}
-        self.interpreter.env = environment
         self.interpreter.args_iter = iter([self.images.first(1, self.device)])
         taken = []
         for node in self.nodes:
             leaves = tree_leaves(list(environment.values()))
             taken.append(len(self.images) * sum(x.nbytes for x in leaves if isinstance(x, Tensor)))
-            self.interpreter.hold(environment, node, self.interpreter.run_node(node))
+            self.interpreter.go(environment, [node])
         return taken
 
     def fork(self, layers: dict[str, Any]) -> "LayerByLayer":
@@ -195,9 +198,7 @@ class LayerByLayer:
             self.interpreter.args_iter = self.images.batches(self.device)  # the first node reads one per run
         for number, held in enumerate(self.environments):
             environment = held if room and not self.shared else cloned(held)
-            self.interpreter.env = environment
-            for node in self.nodes[self.done : place]:
-                self.interpreter.hold(environment, node, self.interpreter.run_node(node))
+            self.interpreter.go(environment, self.nodes[self.done : place])
             if room:
                 self.environments[number] = environment
             yield environment
@@ -419,7 +420,7 @@ def repair_notes(traced: TracedNet) -> list[str]:
     else:
         matched = {node.name for node, labels in flow.writers.items()
                    if any(flow.relations.root(label) != FIXED for label in labels.tolist())}  # fmt: skip
-        left = [node for node in graph.graph.nodes if node.name in matched - repair_points(graph).keys()]
+        left = [node for node in graph.graph.nodes if node.name in matched - repair_points(traced).keys()]
         why = "it corrects convolutions and linear layers that are called once"
     names = dict.fromkeys(describe(node).removeprefix("layer ") for node in left)
     return [f"REPAIR doesn't correct {listed([*names], SHOWN)}: {why}"] if left else []

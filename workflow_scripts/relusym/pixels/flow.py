@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from relusym.channels import handlers
 from relusym.channels.flow import ENTRYWISE, Call, Flow
@@ -185,7 +185,7 @@ class PixelFlow(Flow):
         if not labelled or any(x.varies for x in labelled):
             raise reason
         # what is computed from entries at no pixel is at no pixel
-        return tree_map(lambda x: Labels.alike(FIXED, x.shape) if isinstance(x, Tensor) else x, call.result)
+        return tree_map_only(Tensor, lambda x: Labels.alike(FIXED, x.shape), call.result)
 
     def place(self, name: str, labels: Labels, call: Any) -> None:
         before = self.places.get(name)
@@ -237,9 +237,7 @@ class PixelFlow(Flow):
         before, after = np.argsort(labels, kind="stable"), np.argsort(wanted, kind="stable")
         if (labels[before] != wanted[after]).any():
             raise UserError(f"{name} belongs to a part of a map, so the net can't be transformed")
-        order = np.empty_like(before)
-        order[after] = before
-        return torch.from_numpy(order)
+        return torch.from_numpy(before[after.argsort()])
 
 
 class _Unmasked(PixelRelations):
@@ -362,9 +360,7 @@ def matmul(call: Call, first: Any, second: Any) -> Labels:
 @of_pixels(*BATCH_NORMS)
 def batch_norm(call: Call, x: Labels) -> Labels:
     if 1 in x.varies:
-        for key, tensor in call.layer.state_dict().items():
-            if tensor.ndim:
-                call.index(key, 0, call.along(x, 1))
+        handlers.batch_norm(call, x)
     return x
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from relusym.channels.labels import Labels, move_entries
-from relusym.channels.traced import LIMIT, TracedNet, as_traced, kept_outputs, relative_difference
-from relusym.channels.tracing import bound, describe
+from relusym.channels.traced import LIMIT, TracedNet, as_traced, kept_outputs
+from relusym.channels.tracing import describe, relative_difference
 from relusym.errors import UserError
 from relusym.evaluation.logits import logits_of
 from relusym.pixels.flow import PixelFlow, UnshiftedFlow
@@ -92,7 +92,7 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
     moved = _moved(traced, planted.net, symmetry)
     nets = planted.net, moved
     if x is planted.x:  # else the nets themselves, since a graph may hold the traced size
-        nets = planted.graph, bound(planted.graph.graph, moved, planted.constants)
+        nets = planted.graph, planted.holding(moved)
     try:
         here, there = (logits_of(net(view)) for net, view in zip(nets, (x, symmetry.act(x)), strict=True))
     except RuntimeError:  # the net doesn't take that size

@@ -578,7 +578,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
                 raise UserError(
                     "--which: reset given, but for a net without batch norm, allowed is halfway or repaired"
                 )
-            if options.which == "repaired" and not held_by_layers(first.module()):
+            if options.which == "repaired" and not held_by_layers(first):
                 raise UserError(_not_held("repaired", ["reset"] * first.has_batch_norm + ["halfway"]))
         progress("matching and merging", 0)
         how = {"metrics": on.metrics}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym import checkpoint
-from relusym.channels.tracing import copied, without_wrappers
+from relusym.channels.tracing import copied, tensor_names, without_wrappers
 from relusym.errors import UserError, first_line, listed, theirs
 from relusym.evaluation.images import COLOURS
 from relusym.evaluation.logits import without_values
@@ -382,9 +382,9 @@ def load_weights(net: nn.Module, path: str) -> None:
                 f"weights {file}: {key} is {tensor.dtype}, as in a quantised net: give plain float32 tensors"
             )
     state = {k: v for k, v in expected.items() if k.endswith(".num_batches_tracked")} | state
-    for names in _shared(expected):  # of which safetensors keeps one
+    for names in tensor_names(expected):  # of which safetensors keeps one
         held = [state[name] for name in names if name in state]
-        if not all(torch.equal(held[0], tensor) for tensor in held):
+        if not all(torch.equal(held[0], tensor) for tensor in held[1:]):
             raise UserError(
                 f"weights {path}: {listed(names)} differ, but are one tensor in {type(net).__name__}"
             )
@@ -392,15 +392,6 @@ def load_weights(net: nn.Module, path: str) -> None:
     if wrong := misfits(state, expected, most=SHOWN):
         raise UserError(f"weights {path} don't fit {type(net).__name__}: {wrong}")
     net.load_state_dict(state)
-
-
-def _shared(state: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names of each tensor that has several in a state dict."""
-    memory: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        if tensor.numel():
-            memory.setdefault(tensor.data_ptr(), []).append(name)
-    return [names for names in memory.values() if len(names) > 1]
 
 
 def _sets(contents: Any, expected: Mapping[str, Tensor], path: str = "") -> dict[str, dict[str, Tensor]]:
