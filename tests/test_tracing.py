@@ -84,6 +84,16 @@ class FromShapes(Net):
         return self.head(F.avg_pool2d(x, x.size()[2:]).squeeze())
 
 
+def twice_named():
+    return Net()._modules | dict.fromkeys(("gain", "same"), nn.Parameter(torch.rand(8, 1, 1) + 0.5))
+
+
+@net_of(twice_named)
+def TwiceNamed(self, x):
+    """A parameter under two names, by which channels are multiplied."""
+    return self.head(F.relu(self.b(F.relu(self.a(x) * self.gain))).mean((2, 3)))
+
+
 class Biased(Net):
     """Attention with a bias per head from a small net on constants, and a bias of queries and values."""
 
@@ -182,7 +192,7 @@ class Means(Net):
         return x * self.both(*[x.mean((2, 3))] * 2)[:, :, None, None]
 
 
-TWO_CONVS = Normalised, Optional, FromShapes
+TWO_CONVS = Normalised, Optional, FromShapes, TwiceNamed
 CHANNELS = dict.fromkeys((*TWO_CONVS, Asked, Frozen), 16) | {Computed: 24, Twice: 8, Means: 8}
 CHANNELS |= {Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
 

@@ -122,7 +122,11 @@ class Flow(fx.Interpreter):
         if before is not None and before.shape != labels.shape:
             raise call.refusal(f"{name} is used in several ways")
         joined = labels if before is None else self.relations.join(before, labels, call.node.name)
-        self.places[name, dim] = joined
+        self.places |= {(same, dim): joined for same in self.names_of(name)}
+
+    def names_of(self, name: str) -> list[str]:
+        """All names of a tensor of the state dict."""
+        return self.names.get(id(self.tensors.get(name)), [name])
 
 
 class Unknown(UserError):
@@ -221,8 +225,8 @@ class Call:
         for x in operands:
             if isinstance(x, Labels):
                 self.relations.join(x.ids, torch.tensor(FIXED), self.node.name)
-            names = self._names(x) if isinstance(x, str) else getattr(x, "sources", ())
-            for name in names:
+            names = [self._name(x)] if isinstance(x, str) else getattr(x, "sources", ())
+            for name in filter(None, names):
                 for dim, size in enumerate(self.flow.tensors[name].shape):
                     self.flow.place_along(name, dim, torch.full([size], FIXED), self)
 
@@ -241,9 +245,8 @@ class Call:
             self.combine(Labels.along(labels, dim, weights.shape), weights, shape=weights.shape)
         elif isinstance(weights, Weights) and not self._is_whole(weights):
             self.meet(weights, Labels.along(labels, dim, weights.shape).ids)
-        elif weights is not None:
-            for name in self._names(weights):
-                self.flow.place_along(name, dim, labels, self)
+        elif weights is not None and (name := self._name(weights)):
+            self.flow.place_along(name, dim, labels, self)
 
     def _is_whole(self, weights: Weights) -> bool:
         """Whether weights are a parameter or buffer itself, or an entrywise function of it."""
@@ -254,7 +257,7 @@ class Call:
     def write(self, weights: str | Weights, dim: int, count: int) -> Tensor:
         """The labels of the channels that this operation writes: new ones, unless its weights wrote channels before."""
         whole = not isinstance(weights, Weights) or self._is_whole(weights)
-        before = self.flow.places.get((self._names(weights)[0], dim)) if whole else None
+        before = self.flow.places.get((self._name(weights), dim)) if whole else None
         labels = self.relations.fresh(count) if before is None else before
         self.index(weights, dim, labels)
         self.writes(labels)
@@ -343,8 +346,7 @@ class Call:
                     met = met.narrow(dim, 0, 1)
             self.flow.place(name, Labels.of(met.expand(tensor.shape)), self)
 
-    def _names(self, weights: str | Weights) -> list[str]:
-        """All names of a tensor in the state dict; none if it is None in the layer."""
+    def _name(self, weights: str | Weights) -> str | None:
+        """A tensor's name in the state dict; None if it is None in the layer."""
         name = weights.name if isinstance(weights, Weights) else f"{self.node.target}.{weights}"
-        tensor = attrgetter(name)(self.flow.module)
-        return self.flow.names.get(id(tensor), [name]) if tensor is not None else []
+        return None if attrgetter(name)(self.flow.module) is None else name

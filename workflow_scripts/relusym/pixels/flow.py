@@ -190,7 +190,7 @@ class PixelFlow(Flow):
     def place(self, name: str, labels: Labels, call: Any) -> None:
         before = self.places.get(name)
         ids = labels.ids if before is None else self.relations.join(before.ids, labels.ids, call.node.name)
-        self.places[name] = Labels(labels.shape, ids)
+        self.places |= dict.fromkeys(self.names_of(name), Labels(labels.shape, ids))
 
     def place_along(self, name: str, dim: int, labels: Tensor, call: Any) -> None:
         self.place(name, Labels.along(labels, dim, self.tensors[name].shape), call)
