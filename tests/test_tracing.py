@@ -85,13 +85,15 @@ class FromShapes(Net):
 
 
 def twice_named():
-    return Net()._modules | dict.fromkeys(("gain", "same"), nn.Parameter(torch.rand(8, 1, 1) + 0.5))
+    layers, gain = Net()._modules, nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+    return layers | {"gain": gain, "same": gain, "kernel": layers["b"].weight}
 
 
 @net_of(twice_named)
 def TwiceNamed(self, x):
-    """A parameter under two names, by which channels are multiplied."""
-    return self.head(F.relu(self.b(F.relu(self.a(x) * self.gain))).mean((2, 3)))
+    """Parameters under two names: one by which channels are multiplied, and a layer's kernel."""
+    x = F.relu(self.a(x) * self.gain)
+    return self.head(F.relu(self.b(x) + F.conv2d(x.sigmoid(), self.kernel, padding=1)).mean((2, 3)))
 
 
 class Biased(Net):

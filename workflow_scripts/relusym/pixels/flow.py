@@ -296,9 +296,10 @@ def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     kernel = options.get("weight", rest[0] if rest else None)
     if isinstance(kernel, Weights) and kernel.shape[2:].numel() > 1:
         # `Symmetry.transform` moves the kernels of layers
-        done = {f"{path}.weight".lstrip(".") for path, layer in call.flow.net.named_modules()
+        done = {id(layer.weight) for layer in call.flow.net.modules()
                 if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)}  # fmt: skip
-        others = {name: entries for name, entries in kernel.sources.items() if name not in done}
+        others = {name: entries for name, entries in kernel.sources.items()
+                  if id(call.flow.tensors[name]) not in done}  # fmt: skip
         call.meet(
             replace(kernel, sources=others),
             call.relations.pixels(*kernel.shape[2:]).reshape(1, 1, *kernel.shape[2:]),
