@@ -1104,7 +1104,12 @@ REFUSED = {
     "shapes": ((*WEIGHTS, "{}/other.safetensors"), {}, "0.weight (2, 2) and not (8, 3, 3, 3)"),
     "missing": ((*WEIGHTS, "{}/vgg11.safetensors"), {}, "missing: 0.weight, 0.bias"),
     "not normalised": ((NET,), {"scaled": ()}, "give --mean and --std"),
-    "means": ((NET,), {"scaled": ("--mean", 0, 0, "--std", 1)}, "--mean has 2"),
+    "means": ((NET,), {"scaled": ("--mean", 0, 0, "--std", 1)}, "--mean: 2 values given"),
+    "stds": (
+        (NET,),
+        {"scaled": ("--mean", 0, "--std", 1, 1)},
+        "--std: 2 values given; allowed is one per channel",
+    ),
     "std": ((NET,), {"scaled": ("--mean", 0, "--std", 0)}, "positive std"),
     "nan": ((NET,), {"scaled": ("--mean", "nan", "--std", 1)}, "finite mean"),
     "levels": (

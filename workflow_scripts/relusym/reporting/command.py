@@ -318,11 +318,12 @@ def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Input
         grey=net_files.reads_grey(nets[0]),
     )
     channels = pictures.pixels.shape[-1]
+    for option, values in {"--mean": mean, "--std": std}.items():
+        if len(values) not in (1, channels):
+            raise UserError(
+                f"{option}: {len(values)} values given; allowed is one per channel of the images ({channels}), or one"
+            )
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
-    if len(mean) != channels or len(std) != channels:
-        raise UserError(
-            f"--mean has {len(mean)} and --std {len(std)} values, but the images have {channels} channels"
-        )
     test = Images(pictures.pixels, options.batch_size, normalisation(mean, std))
     match = test
     if options.match_images < len(test):
