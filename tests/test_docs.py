@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from small_nets import Images, smooth_images, vgg11
-from snakemake.cli import parse_args
+from snakemake.cli import parse_args, parse_config
 from torch.utils.data import DataLoader, TensorDataset
 
 from relusym import nets
@@ -103,6 +103,13 @@ def test_a_command_plans_the_jobs_that_its_page_names(part, clone):
     (command,) = (c for c in COMMANDS if part in c and (part != "imagenet" or "byol" not in c))
     planned = clone().planned(*shlex.split(command.replace("--cores all ", "")))
     assert PLANNED[part] <= {*planned} and ("imagenet" not in command or PLANNED[part] == {*planned})
+
+
+def test_snakemake_ends_at_an_unquoted_value_as_the_page_says():
+    (ends,) = re.findall(r"`(Invalid [^`]+)`", TEXT[ROOT / "docs/running.md"])
+    with pytest.raises(ValueError, match=ends):
+        parse_config(["scale=laptop", "training={batch_size:", "200}"])
+    assert parse_config(["training={batch_size: 200}"]) == {"training": {"batch_size": 200}}
 
 
 def test_the_page_of_the_config_is_that_of_its_sections():
