@@ -367,8 +367,24 @@ def test_a_size_at_which_strides_prevent_exact_invariance_is_named():
     net = nn.Sequential(*layers, nn.Linear(8, 4)).eval()
     for size, notes in ((8, 2), (9, 0)):
         result = exact(net, [normalise(smooth_images(8, size))])
-        assert (result.invariance_error["exact"] < 1e-5) == (notes == 0) and len(result.notes) == notes
-        assert not notes or "isn't invariant at this size" in result.notes[1]
+        *about_size, unfolded = result.notes
+        assert (result.invariance_error["exact"] < 1e-5) == (notes == 0) and len(about_size) == notes
+        assert not notes or "isn't invariant at this size" in about_size[1]
+        assert "no layer is folded" in unfolded and "none would save 320 multiplications" in unfolded
+
+
+def test_why_no_layer_is_folded_is_a_note(narrow):
+    net, x = narrow
+    assert "no layer is folded" in exact(net, [x]).notes[-1]
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    result = exact(nn.Sequential(*layers, type("Mine", (nn.Linear,), {})(8, 4)).eval(), [x])
+    assert "none is an ungrouped, zero-padded" in result.notes[-1]
 
 
 @torch.no_grad()

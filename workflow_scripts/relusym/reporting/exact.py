@@ -26,7 +26,7 @@ from relusym.evaluation.logits import check_net
 from relusym.evaluation.metrics import TOP_1, check_metrics, evaluate
 from relusym.merging.aligned import align
 from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, representations
-from relusym.merging.folded import folded, fused, multiplications
+from relusym.merging.folded import COMPILED_SHARE, WORTHWHILE, Folded, folded, fused, multiplications
 from relusym.merging.identities import check_transformed
 from relusym.merging.merge import fixed_notes
 from relusym.nets.tied import TiedNet
@@ -167,7 +167,8 @@ def exact(
         fine_tuning = _fine_tuned(tied, *training, symmetry, progress)
         nets["exact_fine_tuned"] = tied.eval().to_plain().eval()
     plain = nets[list(nets)[-1]]
-    fast = folded(traced.copied(plain), symmetry, groups, permutations, compiled)
+    fold = partial(folded, traced.copied(plain), symmetry, groups, permutations)
+    fast = fold(compiled)
     progress("measuring", 0)
     accuracy, used = {}, labels  # without labels, the net's predictions are used
     for key, module in {"net": traced.net, "test_time": Averaged(traced.net, symmetry), **nets}.items():
@@ -197,7 +198,12 @@ def exact(
         folded=fast,
         fine_tuning=fine_tuning,
         compiled=compiled,
-        notes=[*grid_warning(met, called), *([] if met.symmetric else [NOT_INVARIANT]), *fixed_notes(traced)],
+        notes=[
+            *grid_warning(met, called),
+            *([] if met.symmetric else [NOT_INVARIANT]),
+            *([] if _is_folded(fast) else [_unfolded(_is_folded(fold(worthwhile=0)), compiled)]),
+            *fixed_notes(traced),
+        ],
     )
     if timing:
         progress("timing", 0)
@@ -213,6 +219,22 @@ def exact(
             reason = first_line(getattr(error, "inner_exception", error))  # from its back end
             result.notes.append(f"nets aren't timed, since torch.compile fails: {reason}")
     return result
+
+
+def _is_folded(net: nn.Module) -> bool:
+    return any(isinstance(layer, Folded) for layer in net.modules())
+
+
+def _unfolded(could: bool, compiled: bool) -> str:
+    """Why no layer is folded; `could`: whether folding would save any multiplications."""
+    why = (
+        "none is an ungrouped, zero-padded convolution or a linear layer of PyTorch's whose channels swap, or whose "
+        "kernel is wider than a pixel"
+    )
+    if could:
+        why = f"none would save {WORTHWHILE} multiplications per position and channel, which pays for its additions"
+        why = f"each would keep more than {COMPILED_SHARE:.0%} of its multiplications" if compiled else why
+    return f"no layer is folded, so the exported net has no fewer multiplications than the net: {why}"
 
 
 def as_flip(symmetry: Symmetry | str) -> Symmetry:
