@@ -675,6 +675,7 @@ def test_input_files_are_never_overwritten(bright, capsys):
     before = Path("out/halfway.safetensors").read_bytes()
     on = "--images", "images"
     refusal(*bright(*on, "--weights", "out/halfway.safetensors", "--out", "out"), "also read")
+    refusal(*bright(*on, "--weights", "out/halfway.safetensors", "random", "--out", "out"), "also read")
     assert Path("out/halfway.safetensors").read_bytes() == before
     Path("link.safetensors").symlink_to("out/halfway.safetensors")
     typed = "merge bright.py:net out/halfway.safetensors random --images images --mean 0 --std 1 --out link.safetensors"
@@ -876,6 +877,18 @@ def test_every_error_that_can_be_known_is_reported_before_images_are_read(bright
     assert "--train-images: there is no none" in capsys.readouterr().err
     on = on[:2]
     refusal(*bright(*on, net="bright.py:nut"), "no 'nut'")
+
+
+@pytest.mark.parametrize("typed", ["report --out /proc/x", "merge random random --out /proc/x.safetensors",
+                                   "exact --out /proc/x"])  # fmt: skip
+def test_a_place_that_takes_no_files_is_named_before_anything_is_read(in_folder, capsys, monkeypatch, typed):
+    monkeypatch.setattr("relusym.reporting.net_files.build", None)
+    command, *arguments = typed.split()
+    assert main([command, "bright.py:net", *arguments, "--images", "images"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "can't be written (/proc takes no files: " in line and line.endswith(
+        "free space or change the folder"
+    )
 
 
 def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):

@@ -57,17 +57,18 @@ def check_writable(path: str | Path) -> None:
 
     If `path` doesn't exist yet, the nearest existing folder above it is tried.
     """
-    whole = Path(path).absolute()
+    whole, where = Path(path).absolute(), ""
     try:
         for place in (whole, *whole.parents):
             with suppress(FileNotFoundError):
                 place.lstat()  # raises too if a name is too long, or a folder above is a file
                 if place != whole or place.is_dir():
                     break
+        where = f"{place} takes no files: "
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         raise UserError(
-            f"{path} can't be written ({error.strerror}): free space or change the folder"
+            f"{path} can't be written ({where}{error.strerror}): free space or change the folder"
         ) from error
 
 

@@ -393,7 +393,8 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
         names = [f"{n}-{i}" for i, n in enumerate(stems)]
     out = Path(options.out)
     folders = [out / name for name in names] if several else [out]
-    _check_outputs(options, [*(folder / name for folder in folders for name in FILES), out / "report.html"])
+    written = [folder / name for folder in (out, *folders) for name in (*FILES, UNFINISHED)]
+    _check_outputs(options, written)
     with screen.progress(quiet=options.json) as progress:
         progress("net and images", 0)
         on = _inputs(options, *_nets(options))

@@ -36,10 +36,10 @@ from relusym.whole_files import write_text
 
 TABLES = ("nets", "layers", "convs", "where_it_fails", "grid", "classes", "curve", "lie_derivative")
 SAVED = ("permuted", "halfway", "reset", "repaired")
-FILES = (
+FILES = (  # of reports on one net or on several
     "report.html",
     "report.json",
-    *(f"{name}.csv" for name in TABLES),
+    *(f"{name}.csv" for name in (*TABLES, "barriers")),
     *(f"{name}.safetensors" for name in SAVED),
 )
 PICTURES = {  # alternative texts
@@ -95,7 +95,7 @@ def remove_older(folder: Path) -> None:
     except (OSError, ValueError):
         return
     if isinstance(older, dict) and "relusym" in older:
-        for name in (*FILES, "barriers.csv"):
+        for name in FILES:
             (folder / name).unlink(missing_ok=True)
 
 
