@@ -1,7 +1,9 @@
+import re
+
 import pytest
 import torch
 from conftest import refused
-from small_nets import LABELS, PIXELS, Images, answers, conv_net, vgg11
+from small_nets import LABELS, PIXELS, Images, Wrapped, answers, conv_net, vgg11
 
 from relusym.data.augmentation import normalise
 from relusym.evaluation.metrics import Metric
@@ -34,6 +36,15 @@ def test_a_net_that_doesnt_distinguish_images_gets_no_verdict():
         net[-1].bias[3] -= 20
         net[-1].bias -= net(normalise(PIXELS)).mean(0)
     assert "halfway with itself" in verdict(report(net, images, LABELS, partial_images=0))
+
+
+@pytest.mark.parametrize("wrap, entry", [
+    (lambda logits: (logits, logits.exp(), logits.mean()), "3 entries.* of entry 0 alone"),
+    (lambda logits: {"boxes": logits.exp(), "logits": logits}, "2 entries.* of entry 'logits' alone"),
+])  # fmt: skip
+def test_entries_of_an_output_that_arent_measured_are_a_note(wrap, entry):
+    (note,) = report(Wrapped(conv_net(), wrap), Images(PIXELS, 16), LABELS, partial_images=0).notes
+    assert re.search(entry, note)
 
 
 def test_without_a_barrier_the_layers_decide_whether_a_net_is_called_equivariant_layer_by_layer():

@@ -2,7 +2,7 @@
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from typing import Any
@@ -72,10 +72,8 @@ def logits_of(output: Any) -> Tensor:
     UserError if there is no tensor (B, classes, …).
     """
     logits = getattr(output, "logits", output)
-    if isinstance(logits, Mapping):
-        logits = next((logits[key] for key in LOGITS if key in logits), next(iter(logits.values()), None))
-    elif isinstance(logits, tuple | list):
-        logits = logits[0] if logits else None
+    if isinstance(logits, Mapping | tuple | list):
+        logits = logits[_place(logits)] if logits else None
     if not isinstance(logits, Tensor) or logits.ndim < 2:
         kind = (
             f"a tensor of shape {tuple(logits.shape)}"
@@ -86,6 +84,23 @@ def logits_of(output: Any) -> Tensor:
             f"the net's output is {kind}: wrap it in a module whose forward returns logits (B, classes)"
         )
     return logits
+
+
+def _place(output: Mapping | Sequence) -> Any:
+    """The key or index of the logits in an output of several entries."""
+    if not isinstance(output, Mapping):
+        return 0
+    return next((key for key in LOGITS if key in output), next(iter(output)))
+
+
+def others_note(output: Any) -> list[str]:
+    """A line on the entries of an output, or of a graph's, that aren't the logits; none without such entries."""
+    if not isinstance(output, Mapping | tuple | list) or len(output) < 2:
+        return []
+    return [
+        f"the net's output has {len(output)} entries: what is measured, barriers and errors, is of entry "
+        f"{_place(output)!r} alone"
+    ]
 
 
 @torch.no_grad()

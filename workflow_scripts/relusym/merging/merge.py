@@ -13,7 +13,7 @@ from relusym.channels.traced import TracedNet, as_traced, net_of
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError, listed
 from relusym.evaluation.images import AnyImages, ImageSource, as_images
-from relusym.evaluation.logits import check_net, evaluating, logits_of
+from relusym.evaluation.logits import check_net, evaluating, logits_of, others_note
 from relusym.evaluation.metrics import (
     LOSS,
     MEASURED,
@@ -235,8 +235,9 @@ def _merge(
 
 
 def fixed_notes(traced: TracedNet) -> list[str]:
-    """Which channels can't be permuted, or aren't, a line each."""
-    notes = [f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()]
+    """Which of its outputs aren't measured, and which channels can't be permuted, or aren't, a line each."""
+    notes = others_note(traced.graph.output_node().args[0])
+    notes += [f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()]
     if traced.idle:
         notes.append(
             f"channels stay at their places in {listed(traced.idle, 3)}: evaluation mode doesn't run it"
