@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import http.server
 import json
@@ -8,6 +9,8 @@ import tarfile
 import threading
 from functools import partial
 from io import BytesIO
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -397,6 +400,20 @@ def test_a_report_reads_official_files_and_by_default_their_test_images(tmp_path
     digest = image_set.hexdigest(pixels, labels.astype(np.int64), cifar10.CLASSES)
     monkeypatch.setattr(cifar10, "SPLIT_DIGESTS", cifar10.SPLIT_DIGESTS | {"test": digest})
     assert read(folder).notes == ()
+
+
+def test_a_folder_that_cant_be_read_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    denied = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied", "locked"))  # also for root
+    with monkeypatch.context() as locked:
+        locked.setattr(Path, "is_file", denied)
+        refused(
+            lambda: cifar10.find("locked", "binary", "cifar10"),
+            match=r"^cifar10\.root: locked given; allowed",
+        )
+    monkeypatch.setattr(cifar10, "recognised", denied)
+    typed = f"torchvision:resnet18 --weights random --mean 0 --std 1 --images {tmp_path} --out {tmp_path}/out"
+    assert main(["report", *typed.split()]) == 1
+    assert capsys.readouterr().err == "relusym: locked can't be read (Permission denied): make it readable\n"
 
 
 def test_what_a_report_cannot_do_with_official_files_is_one_line(tmp_path):

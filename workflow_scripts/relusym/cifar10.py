@@ -9,6 +9,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
@@ -99,10 +100,12 @@ def find(root: str | Path, source: str, key: str) -> Path:
 
 
 def _located(path: Path, version: Version) -> Path | None:
-    is_folder = path.name == version.folder and path.is_dir()
-    if path.is_file() or is_folder or any((path / batch).is_file() for batch in version.files()[:-1]):
-        return path
-    return next((at for at in (path / version.folder, path / version.archive) if at.exists()), None)
+    with suppress(PermissionError):  # a folder that can't be read holds none, as far as is known
+        is_folder = path.name == version.folder and path.is_dir()
+        if path.is_file() or is_folder or any((path / batch).is_file() for batch in version.files()[:-1]):
+            return path
+        return next((at for at in (path / version.folder, path / version.archive) if at.exists()), None)
+    return None
 
 
 def recognised(path: Path) -> tuple[str, Path] | None:

@@ -205,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "there isn't enough memory: give a smaller --batch-size, or fewer images with --limit"
             )
         if users_line(error) is None:
+            if isinstance(error, PermissionError):
+                return _refused(f"{error.filename} can't be read ({error.strerror}): make it readable")
             raise
         return _refused(f"the net or the metric fails: {theirs(error)}")
 
