@@ -51,7 +51,7 @@ MEASURED = {"accuracy": TOP_1, "loss": LOSS}
 
 
 class Scores:
-    """Sums of metrics over batches of logits.
+    """Sums of the accuracy and other metrics over batches of logits.
 
     Attributes:
         count: images so far.
@@ -62,24 +62,23 @@ class Scores:
     """
 
     def __init__(self, metrics: Mapping[str, Metric], labels: Tensor | None = None):
-        self.metrics, self.count = metrics, 0
-        self._labels, self._used = labels, []
-        self._total: dict[str, Tensor | int] = dict.fromkeys(metrics, 0)
+        self.metrics, self.count = {"accuracy": TOP_1, **metrics}, 0
+        self._labels, self._labelled = labels, labels is not None
+        self._used: list[Tensor] = []
+        self._answers: list[Tensor] = []
+        self._total: dict[str, Tensor | int] = dict.fromkeys(self.metrics, 0)
         self._sum: Tensor | float = 0.0
         self._squares: Tensor | float = 0.0
-        self._answers: set[int] = set()
-        self._right: Tensor | int = 0
-        self._in_class: Tensor | int = 0
-        self._labelled = labels is not None
 
     def add(self, logits: Tensor, brought: Tensor | None = None) -> Tensor:
         """Add a batch's logits, and its labels, if it has some; returns the labels that are used. UserError for more or
         fewer labels than images, or a metric that isn't one number per image.
         """
+        answers = logits.argmax(1)
         if self._labels is not None:
             labels = self._labels[self.count : self.count + len(logits)].to(logits.device)
         else:
-            labels = logits.argmax(1) if brought is None else brought
+            labels = answers if brought is None else brought
         if len(labels) != len(logits):
             raise UserError(f"labels: {len(labels)} for a batch of {len(logits)} images")
         _check_fit(labels, logits)
@@ -87,12 +86,8 @@ class Scores:
         self.count += len(logits)
         relative = (logits - logits.mean(1, keepdim=True)).double()  # what softmax sees
         self._sum, self._squares = self._sum + relative.sum(0), self._squares + relative.square().sum()
-        answers, classes = logits.argmax(1), logits.shape[1]
-        self._answers |= set(answers.unique().tolist())
-        self._in_class = self._in_class + labels.flatten().bincount(minlength=classes)
-        if answers.shape == labels.shape:
-            self._right = self._right + labels[answers == labels].bincount(minlength=classes)
         self._used.append(labels.cpu())
+        self._answers.append(answers.cpu())
         for name, metric in self.metrics.items():
             self._total[name] += _per_image(name, metric, logits, labels).sum(dtype=torch.float64)
         return labels
@@ -113,14 +108,20 @@ class Scores:
         varies = max(0.0, size**2 - float(mean.square().mean())) ** 0.5
         if varies < max(SMALL, HARDLY * size):
             return f"its logits, of size {size:.1e}, vary by {varies:.1e} between images"
-        if len(self._answers) == 1 and not (self._labelled and len(self.labels.unique()) == 1):
-            return f"it predicts class {min(self._answers)} for all {self.count} of them"
+        answers = torch.cat(self._answers).unique()
+        if len(answers) == 1 and not (self._labelled and len(self.labels.unique()) == 1):
+            return f"it predicts class {int(answers)} for all {self.count} of them"
         return None
 
     @property
     def by_class(self) -> list[float | None]:
         """Accuracy on the images, or pixels, of each class; None where there are none."""
-        shares = (self._right / self._in_class.double()).tolist()
+        right = torch.cat(self._answers) == self.labels
+        every, correct = (
+            labels.flatten().bincount(minlength=len(self._sum))
+            for labels in (self.labels, self.labels[right])
+        )
+        shares = (correct / every.double()).tolist()
         return [None if share != share else share for share in shares]
 
     @property
@@ -132,13 +133,13 @@ class Scores:
 @torch.no_grad()
 @full_float32()
 def evaluate(
-    net: nn.Module, images: AnyImages, labels: Tensor | None, metrics: Mapping[str, Metric]
+    net: nn.Module, images: AnyImages, labels: Tensor | None, metrics: Mapping[str, Metric] | None = None
 ) -> Scores:
-    """All metrics of a net over the images, in one pass. UserError for labels of another length or kind, or a metric
-    that isn't one number per image. `labels`: as in `Scores`.
+    """The accuracy and other metrics of a net over the images, in one pass. UserError for labels of another length or
+    kind, or a metric that isn't one number per image. `labels`: as in `Scores`.
     """
     images = as_images(images)
-    scores = Scores(metrics, check_labels(labels, images))
+    scores = Scores(metrics or {}, check_labels(labels, images))
     with evaluating(net):
         for x, brought in images.pairs(device_of(net)):
             scores.add(logits_of(net(x)), brought)
@@ -147,7 +148,7 @@ def evaluate(
 
 def accuracy(net: nn.Module, images: AnyImages, labels: Tensor | None = None) -> float:
     """Share of the images whose largest logit is at `labels`, int64 (N,), or at the batches' labels."""
-    return evaluate(net, images, labels, {"accuracy": TOP_1}).means()["accuracy"]
+    return evaluate(net, images, labels).means()["accuracy"]
 
 
 def check_metrics(
@@ -167,9 +168,7 @@ def check_metrics(
     else:
         _check_fit(labels, logits)  # all of them
     count = len(logits) if labels is None else min(len(labels), len(logits))
-    Scores({"accuracy": TOP_1, **metrics}).add(
-        logits[:count], labels if labels is None else labels[:count].to(logits.device)
-    )
+    Scores(metrics).add(logits[:count], labels if labels is None else labels[:count].to(logits.device))
 
 
 def _check_fit(labels: Tensor, logits: Tensor) -> None:

@@ -23,7 +23,7 @@ from relusym.errors import UserError, first_line
 from relusym.evaluation.images import AnyImages, as_images, device_of
 from relusym.evaluation.invariance import Averaged, invariance_error
 from relusym.evaluation.logits import check_net
-from relusym.evaluation.metrics import TOP_1, check_metrics, evaluate
+from relusym.evaluation.metrics import check_metrics, evaluate
 from relusym.merging.aligned import align
 from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, representations
 from relusym.merging.folded import COMPILED_SHARE, WORTHWHILE, Folded, folded, fused, multiplications
@@ -172,7 +172,7 @@ def exact(
     progress("measuring", 0)
     accuracy, used = {}, labels  # without labels, the net's predictions are used
     for key, module in {"net": traced.net, "test_time": Averaged(traced.net, symmetry), **nets}.items():
-        scores = evaluate(module, test, used, {"accuracy": TOP_1})
+        scores = evaluate(module, test, used)
         accuracy[key], used = scores.means()["accuracy"], scores.labels
     met = grid(traced, test.shape, symmetry)
     called = name or type(net).__name__

@@ -311,7 +311,6 @@ def baselines(
     nets: dict[str, nn.Module] = {"ensemble": Ensemble(*merged)}
     if labels.ndim == 1:
         nets["flips"] = Averaged(merged[0], symmetry)
-    metrics = {"accuracy": TOP_1, **metrics}
     return {name: evaluate(net, test, labels, metrics).means() for name, net in nets.items()}
 
 
