@@ -38,7 +38,7 @@ def test_images_too_large_to_open_have_no_extent_and_are_named_when_they_are_pre
 
 
 def test_a_folder_is_read_in_the_order_of_names(tree):
-    train, test = folder.read(tree)
+    train, test, _ = folder.read(tree)
     assert train.classes == ("cat", "dog")
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and test.labels.tolist() == [0, 0, 1, 1]
     with Image.open(tree / "train" / "dog" / "1.png") as image:
@@ -51,7 +51,7 @@ def test_splits_may_have_any_names(tree):
 
 
 def test_saved_images_are_loaded_unchanged(tree, tmp_path):
-    train, test = folder.read(tree)
+    train, test, _ = folder.read(tree)
     image_set.save(tmp_path / "set.safetensors", train, test)
     for split, wanted in (("train", train), ("test", test)):
         got = image_set.load(tmp_path / "set.safetensors", split, source="my images")
@@ -167,7 +167,7 @@ def prepared(tree, tmp_path):
 
 def test_the_digest_depends_on_the_images_and_not_on_their_place(tree, prepared, tmp_path):
     digest = data.digest(prepared)
-    train, test = folder.read(tree)
+    train, test, _ = folder.read(tree)
     image_set.save(tmp_path / "other.safetensors", test=test, train=train)
     assert data.digest(tmp_path / "other.safetensors") == digest
     tensors, about = checkpoint.load(prepared)
@@ -203,7 +203,7 @@ def test_the_digest_is_read_without_torch(prepared):
 
 
 def test_a_subset_is_a_seeded_choice_without_repetition(tree):
-    train, _ = folder.read(tree)
+    train, *_ = folder.read(tree)
     chosen = image_set.subset(train, 4, seed=1)
     assert torch.equal(chosen.images, image_set.subset(train, 4, seed=1).images)
     others = [image_set.subset(train, 4, seed).images for seed in range(2, 8)]

@@ -1,7 +1,6 @@
 """The data sets by their kind in the config. Another kind is one module here and one line in `DATA_SETS`."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -141,18 +140,17 @@ def extent_of(spec: dict[str, Any], prepared: Path) -> Extent | None:
 def _of_folder(split: Path) -> Extent | None:
     from PIL import Image
 
-    files = list(image_files(split))
     try:
+        classes = (folder for folder in os.scandir(split) if folder.is_dir())
+        files = [
+            file.path
+            for folder in classes
+            for file in os.scandir(folder)
+            if file.name.lower().endswith(ENDINGS)
+        ]
         open_file(first := min(files)).close()
         with Image.open(first) as image:
             return Extent(len(files), image.size[::-1])
     # no images, or an unreadable one: preparing them names it
     except (ValueError, OSError, Image.DecompressionBombError):
         return None
-
-
-def image_files(split: Path) -> Iterator[str]:
-    """The images of one split, `<class>/<image>`, by their endings."""
-    for folder in os.scandir(split) if split.is_dir() else ():
-        if folder.is_dir():
-            yield from (file.path for file in os.scandir(folder) if file.name.lower().endswith(ENDINGS))

@@ -28,8 +28,8 @@ from relusym.whole_files import open_file, write_whole
 
 def prepare(to: Path, *, root: str, train: str, test: str, workers: int, key: str) -> list[str]:
     """Write the images of a folder; see `read`. Returns a line on each thing skipped or converted."""
-    notes: list[str] = []
-    save(to, *read(root, train, test, key, notes))
+    *splits, notes = read(root, train, test, key)
+    save(to, *splits)
     return notes
 
 
@@ -65,20 +65,16 @@ def _save_official(to: Path, at: Path, source: str) -> None:
 
 
 def read(
-    root: str | Path,
-    train: str = "train",
-    test: str = "test",
-    key: str = "data",
-    notes: list[str] | None = None,
-) -> tuple[ImageSet, ImageSet]:
+    root: str | Path, train: str = "train", test: str = "test", key: str = "data"
+) -> tuple[ImageSet, ImageSet, list[str]]:
     """Images in ImageFolder layout, <root>/<split>/<class>/<image>; classes and images in the order of their names.
 
     CIFAR10's images are brought to the official order, if the numbers in their names are that order. `key`: the place
-    of root, train and test in the config. `notes` gets a line on files that aren't images, on images that weren't RGB,
+    of root, train and test in the config. The list has a line on files that aren't images, on images that weren't RGB,
     and on sizes other than CIFAR10's. UserError, with its name, if a folder is missing or empty, the splits' classes
     differ, or an image is unreadable, has more than 8 bits per channel or another size than the first.
     """
-    notes = [] if notes is None else notes
+    notes: list[str] = []
     root = Path(root)
     if not root.is_dir():
         raise UserError(
@@ -98,7 +94,7 @@ def read(
         notes.append(
             f"{root}: images of {width}×{height} pixels are kept as they are; image_size scales them"
         )
-    return splits[0], splits[1]
+    return splits[0], splits[1], notes
 
 
 def _classes(split: Path, key: str) -> list[str]:

@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "relusym", description="How close is a ReLU network to a group-equivariant one?", allow_abbrev=False
     )
     whole.add_argument("--version", action="version", version=f"relusym {__version__}")
+    whole.set_defaults(metric=None, train_images=None, train_labels=None)  # which not every command has
     commands = whole.add_subparsers(dest="command", required=True, metavar="report | merge | exact")
 
     report = commands.add_parser(
@@ -97,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
     three.add_argument("net", help=NET)
     three.add_argument("--weights", metavar="FILE", nargs=1, default=[None], help="as for report, one file")
     _add_common(three, (), images=True)
-    three.set_defaults(metric=None)
     _add_number(three, "--fine-tune", 0, "epochs of fine-tuning (default: 0)", 0)
     three.add_argument("--train-images", metavar="PATH", help=TRAIN_IMAGES)
     three.add_argument("--train-labels", metavar="folder | FILE", help="their labels, like --labels")
@@ -264,8 +264,8 @@ def _results_alone(json_alone: bool, ends: bool) -> Iterator[TextIO | None]:
 class _Inputs:
     """A command's inputs: the nets, on their device, and the images.
 
-    `test` and `match` are the images to measure on and to match on; `labels` and `classes` belong to `test`; `about`
-    describes how the images were read, for JSON.
+    `test` and `match` are the images to measure on and to match on; `labels` and `classes` belong to `test`; `outputs`:
+    the number of logits; `about` describes how the images were read, for JSON.
     """
 
     nets: list[Any]
@@ -273,6 +273,7 @@ class _Inputs:
     match: Any
     labels: Any
     classes: tuple[str, ...]
+    outputs: int
     metrics: dict[str, Any]
     notes: list[str]
     about: dict[str, Any]
@@ -341,27 +342,25 @@ def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Input
         shown = [f"{i} {name}" for i, name in enumerate(pictures.classes)]
         _log([f"classes: {listed(shown, image_files.SHOWN)}"])
     about = {"mean": mean, "std": std, "size": size and asdict(size), "classes": list(pictures.classes)}
-    return _Inputs(nets, test, match, pictures.labels, pictures.classes, metrics, notes, about)
+    return _Inputs(nets, test, match, pictures.labels, pictures.classes, outputs, metrics, notes, about)
 
 
 def _check_outputs(options: argparse.Namespace, written: Sequence[Path]) -> None:
     """Raise UserError if an output can't be written, or would overwrite an input."""
     for path in written:
         check_writable(path)
-    names = ("net", "images", "labels", "train_images", "train_labels", "metric")
-    texts = [*(getattr(options, name, None) for name in names), *options.weights]
+    folders = (options.images, options.labels), (options.train_images, options.train_labels)
+    texts = [options.net, options.metric, *folders[0], *folders[1], *options.weights]
     parts = {part for text in texts if text for part in (text, *text.rpartition(":")[::2])}
     read, hub = [Path(part) for part in parts if os.access(part, os.F_OK)], Path(options.net[3:])
     read += hub.iterdir() if options.net.startswith("hf:") and hub.is_dir() else ()
-    training = getattr(options, "train_images", None), getattr(options, "train_labels", None)
-    read_as_folders = (options.images, options.labels), training
     for path in written:
         if same := [source for source in read if path.exists() and path.samefile(source)]:
             raise UserError(f"--out: {path} is also read ({same[0]}): choose another")
         if path.is_dir():
             raise UserError(f"--out: {path} is a folder; allowed is a file")
         whole = Path(os.path.realpath(path))
-        for images, labels in read_as_folders:
+        for images, labels in folders:
             if labels == "folder" and images and Path(os.path.realpath(images)) in whole.parents:
                 raise UserError(
                     f"--out: {path} lies among the class folders in {images}: choose another place"
@@ -500,7 +499,6 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
     """The images to match on and, with --fine-tune, the batches and the recipe of the fine-tuning; else None."""
     from relusym.cifar10 import recognised
     from relusym.data.batches import ImagesOnDevice
-    from relusym.evaluation.logits import check_net
     from relusym.reporting import image_files
     from relusym.training.recipe import Recipe
 
@@ -519,21 +517,18 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
     match = replace(on.test, pixels=pictures.pixels[: options.match_images])
     if not options.fine_tune:
         return match, None
-    classes = check_net("net", on.nets[0], on.test).shape[1]
     if pictures.labels is None:
         raise UserError(
             "--train-labels: --fine-tune needs the training images' labels: give `folder` or a file"
         )
-    if int(pictures.labels.max()) >= classes:
-        raise UserError(
-            f"--train-labels: labels up to {int(pictures.labels.max())}, but the net has {classes} classes"
-        )
+    if (highest := int(pictures.labels.max())) >= on.outputs:
+        raise UserError(f"--train-labels: labels up to {highest}, but the net has {on.outputs} classes")
     names = ("batch_size", "learning_rate", "crop_padding")
     values = {"epochs": options.fine_tune} | {key: getattr(options, key) for key in names}
     recipe = Recipe.read(values, lambda *key: "--" + ".".join(map(str, key)).replace("_", "-"))
     device = next(on.nets[0].parameters()).device
     batches = ImagesOnDevice(
-        *(pictures.pixels.to(device), pictures.labels.to(device), classes),
+        *(pictures.pixels.to(device), pictures.labels.to(device), on.outputs),
         batch_size=recipe.batch_size,
         seed=options.seed,
         name="fine-tuning",
