@@ -98,8 +98,7 @@ def others_note(output: Any) -> list[str]:
     if not isinstance(output, Mapping | tuple | list) or len(output) < 2:
         return []
     return [
-        f"the net's output has {len(output)} entries: what is measured, barriers and errors, is of entry "
-        f"{_place(output)!r} alone"
+        f"the net returns {len(output)} entries: accuracies, errors and barriers are of entry {_place(output)!r} alone"
     ]
 
 

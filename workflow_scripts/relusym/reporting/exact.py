@@ -232,7 +232,7 @@ def _unfolded(could: bool, compiled: bool) -> str:
         "kernel is wider than a pixel"
     )
     if could:
-        why = f"none would save {WORTHWHILE} multiplications per position and channel, which pays for its additions"
+        why = f"none would save {WORTHWHILE} multiplications per position and channel, to make up for the additions"
         why = f"each would keep more than {COMPILED_SHARE:.0%} of its multiplications" if compiled else why
     return f"no layer is folded, so the exported net has no fewer multiplications than the net: {why}"
 
