@@ -687,6 +687,9 @@ def test_input_files_are_never_overwritten(bright, capsys):
     assert main(f"exact bright.py:net {on}".split()) == 1 and not Path("train/exact").exists()
     assert "among the class folders in train" in capsys.readouterr().err
     on = "--images images --mean 0 --std 1 --fine-tune 1 --train-images exact/exact.safetensors --out exact"
+    typed = "merge bright.py:net random random --images images --out m.safetensors --permuted images"
+    assert main(typed.split()) == 1
+    assert "images given as an output; allowed is a file that ends in" in capsys.readouterr().err
     Path("out").rename("exact"), Path("exact/halfway.safetensors").rename("exact/exact.safetensors")
     assert main(f"exact bright.py:net {on}".split()) == 1 and "also read" in capsys.readouterr().err
     Path("exact/exact.safetensors").rename("exact/model.safetensors")

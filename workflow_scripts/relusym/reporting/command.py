@@ -356,15 +356,15 @@ def _check_outputs(options: argparse.Namespace, written: Sequence[Path]) -> None
     read += hub.iterdir() if options.net.startswith("hf:") and hub.is_dir() else ()
     for path in written:
         if same := [source for source in read if path.exists() and path.samefile(source)]:
-            raise UserError(f"--out: {path} is also read ({same[0]}): choose another")
+            raise UserError(
+                f"{path} would be overwritten, and is also read ({same[0]}): choose another place"
+            )
         if path.is_dir():
-            raise UserError(f"--out: {path} is a folder; allowed is a file")
+            raise UserError(f"{path} can't be written, since it is a folder: choose another place")
         whole = Path(os.path.realpath(path))
         for images, labels in folders:
             if labels == "folder" and images and Path(os.path.realpath(images)) in whole.parents:
-                raise UserError(
-                    f"--out: {path} lies among the class folders in {images}: choose another place"
-                )
+                raise UserError(f"{path} would lie among the class folders in {images}: choose another place")
 
 
 def _device(name: str) -> Any:
@@ -552,7 +552,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     written = [Path(path) for path in (options.out, options.permuted) if path is not None]
     for path in written:
         if path.suffix != ".safetensors":
-            raise UserError(f"--out: {path} given; allowed is a file that ends in .safetensors")
+            raise UserError(f"{path} given as an output; allowed is a file that ends in .safetensors")
     if len({*map(os.path.realpath, written)}) < len(written):
         raise UserError(f"--permuted: {options.permuted} is also --out")
     _check_outputs(options, written)
