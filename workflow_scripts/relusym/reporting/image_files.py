@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,9 @@ class Pictures:
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def chosen(self, count: int | None, seed: int) -> "Pictures":
-        """A seeded choice of `count` images in random order; None: all, in random order."""
-        order = torch.randperm(len(self.pixels), generator=generator(seed, "images"))[:count]
-        labels = None if self.labels is None else self.labels[order]
-        return replace(self, pixels=self.pixels[order], labels=labels)
+
+# what a reader finds: paths of images, or pixels (N, …); labels, class names and notes as in `Pictures`
+Found = tuple[list[Path] | Tensor, Tensor | None, tuple[str, ...], list[str]]
 
 
 def read(
@@ -120,39 +118,43 @@ def read(
         raise UserError(
             f"--split: only for CIFAR10's official files, and {path} is something else; leave it out"
         )
-    if source.is_dir() and not official:
-        return _from_folder(source, labels, size, limit, seed, grey)
-    if size is not None:
+    in_folder = source.is_dir() and not official
+    if size is not None and not in_folder:
         raise UserError("--size resizes images of a folder; those of a file are taken as they are")
-    if labels == FOLDER:
+    if labels == FOLDER and not in_folder:
         has = "its own labels, so leave the option out" if official else "no class folders"
         raise UserError(f"--labels folder takes labels from class folders, but {path} has {has}")
+    in_file = _labels(labels) if labels not in (None, FOLDER) else None
     if official:
-        return _from_cifar10(*official, split or "test", labels).chosen(limit, seed)
-    contents = _contents(source)
+        found, known, classes, notes = _from_cifar10(*official, split or "test")
+    else:
+        read_from = _from_folder if in_folder else _from_file
+        found, known, classes, notes = read_from(source, labels)
+    known = known if in_file is None else in_file
+    if known is not None and len(known) != len(found):
+        raise UserError(f"labels: {len(known)} given for {len(found)} images")
+    order = torch.randperm(len(found), generator=generator(seed, "images"))[:limit]
+    known = None if known is None else known[order]
+    pixels = found[order] if isinstance(found, Tensor) else _decoded([found[i] for i in order], size, grey)
+    return Pictures(pixels, known, classes, tuple(notes))
+
+
+def _from_cifar10(version: str, at: Path, split: str) -> Found:
+    pixels, labels = cifar10.read(at, version, [split])[split]
+    digest = hexdigest(pixels, labels, cifar10.CLASSES)
+    notes = [] if digest == cifar10.SPLIT_DIGESTS[split] else [f"{at}: {cifar10.doubt(digest, split)}"]
+    return torch.from_numpy(pixels), torch.from_numpy(labels), cifar10.CLASSES, notes
+
+
+def _from_file(path: Path, labels: str | None) -> Found:
+    contents = _contents(path)
     entries = {str(key).lower(): value for key, value in contents.items()}
     pixels, inside = (next((entries[n] for n in names if n in entries), None) for names in (IMAGES, LABELS))
     if pixels is None:
         entries = listed([str(key) for key in contents], SHOWN) or "none"
         raise UserError(f"images: {path} has no entry 'images'; it has {entries}")
-    known = _labels(labels) if labels else None if inside is None else _named(whole_numbers, inside, path)
-    pictures = Pictures(_named(as_pixels, pixels, path), known)
-    _check_count(known, len(pictures.pixels))
-    return pictures.chosen(limit, seed)
-
-
-def _from_cifar10(version: str, at: Path, split: str, labels: str | None) -> Pictures:
-    pixels, official = cifar10.read(at, version, [split])[split]
-    digest = hexdigest(pixels, official, cifar10.CLASSES)
-    notes = () if digest == cifar10.SPLIT_DIGESTS[split] else (f"{at}: {cifar10.doubt(digest, split)}",)
-    known = _labels(labels) if labels else torch.from_numpy(official)
-    _check_count(known, len(pixels))
-    return Pictures(torch.from_numpy(pixels), known, cifar10.CLASSES, notes)
-
-
-def _check_count(labels: Tensor | None, images: int) -> None:
-    if labels is not None and len(labels) != images:
-        raise UserError(f"labels: {len(labels)} given for {images} images")
+    known = _named(whole_numbers, inside, path) if inside is not None and not labels else None
+    return _named(as_pixels, pixels, path), known, (), []
 
 
 def _contents(path: Path) -> dict[Any, Any]:
@@ -206,7 +208,7 @@ def _check_declared(path: Path) -> None:
                 )
 
 
-def _named(checked: Callable[[Any], Tensor], values: Any, path: str) -> Tensor:
+def _named(checked: Callable[[Any], Tensor], values: Any, path: str | Path) -> Tensor:
     """The tensor that a check makes of a file's values; its errors name the file."""
     try:
         return checked(values)
@@ -245,9 +247,7 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def _from_folder(
-    folder: Path, labels: str | None, size: Sizing | None, limit: int | None, seed: int, grey: bool
-) -> Pictures:
+def _from_folder(folder: Path, labels: str | None) -> Found:
     try:
         files = sorted(_files(folder))
     except OSError as error:
@@ -262,17 +262,10 @@ def _from_folder(
         holds = f"no images ({', '.join(sorted(ENDINGS))})" + (f", but {skipped}" if others else "")
         raise UserError(f"images: {folder} holds {holds}")
     notes = [f"images: {others.total()} files that aren't images were skipped: {skipped}"] if others else []
-    classes: tuple[str, ...] = ()
-    known = None
     if labels == FOLDER:
         classes, known = _classes(folder, paths, notes)
-    elif labels:
-        known = _labels(labels)
-        _check_count(known, len(paths))
-        notes += _order_note(paths)
-    order = torch.randperm(len(paths), generator=generator(seed, "images"))[:limit]
-    pixels = _decoded([paths[i] for i in order.tolist()], size, grey)
-    return Pictures(pixels, None if known is None else known[order], classes, tuple(notes))
+        return paths, known, classes, notes
+    return paths, None, (), notes + (_order_note(paths) if labels else [])
 
 
 def _order_note(paths: list[Path]) -> list[str]:
