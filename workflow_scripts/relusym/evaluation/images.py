@@ -44,19 +44,12 @@ def normalisation(mean: Sequence[float], std: Sequence[float]) -> Normalise:
 class ImageSource(ABC):
     """Images that nets are run on, batch by batch; they can be read any number of times."""
 
+    count: int  # of batches
+    shape: tuple[int, int, int]  # channels, height and width of one image
+
     @abstractmethod
     def __len__(self) -> int:
         """How many images there are."""
-
-    @property
-    @abstractmethod
-    def count(self) -> int:
-        """How many batches there are."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
 
     @abstractmethod
     def pairs(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -230,7 +223,7 @@ class Batches(ImageSource):
             )
         self.items = items
         self.counted: tuple[int, int] | None = None  # batches and images, known after the first pass
-        self._shape: tuple[int, int, int] | None = None
+        self.shape = None  # known from the first batch on
         self._labelled: bool | None = None
         self._checksums: list[int] = []
         first = next(self.pairs(torch.device("cpu")), None)
@@ -249,10 +242,6 @@ class Batches(ImageSource):
     @property
     def count(self) -> int:
         return self._counts()[0]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self._shape
 
     def pairs(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
         batches = images = 0
@@ -317,13 +306,13 @@ class Batches(ImageSource):
         if not len(x):
             raise UserError("images: a batch holds none")
         shape = tuple(x.shape[1:])
-        if self._shape is None:
+        if self.shape is None:
             if shape[2] in COLOURS and shape[0] not in COLOURS:
                 raise UserError(f"a batch of shape {tuple(x.shape)} has channels last: x.permute(0, 3, 1, 2)")
-            self._shape = shape
-        if shape != self._shape:
+            self.shape = shape
+        if shape != self.shape:
             raise UserError(
-                f"images of shape {shape} and {self._shape} given: all need one size; resize or crop them"
+                f"images of shape {shape} and {self.shape} given: all need one size; resize or crop them"
             )
         return x.detach().float()
 
