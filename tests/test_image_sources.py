@@ -102,7 +102,7 @@ def test_numpy_pixels_are_read_as_tensors_are():
 
 
 @pytest.mark.parametrize("given, line", [
-    (iter([normalise(PIXELS)]), "read only once"), (normalise(PIXELS), "give a list of batches"),
+    (iter([normalise(PIXELS)]), "read only once"), (normalise(PIXELS), "a list of batches"),
     ([], "empty"), ([PIXELS], "uint8"), ([normalise(PIXELS).permute(0, 2, 3, 1)], "x.permute(0, 3, 1, 2)"),
     ([{"pictures": 1}], "a batch is dict"), ([[X, X.flip(-1), LABELS]], "a batch is list"),
     ([X, X * torch.nan], "batch 2 holds values that aren't finite"), ([X, X[:0]], "a batch holds none"),

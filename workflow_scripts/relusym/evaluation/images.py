@@ -209,13 +209,9 @@ class Batches(ImageSource):
     """
 
     def __init__(self, items: Iterable[Any]):
-        if isinstance(items, Tensor | np.ndarray):
+        if not isinstance(items, Iterable) or isinstance(items, Tensor | np.ndarray | str | bytes | Mapping):
             raise UserError(
-                f"{type(items).__name__} given as images: give a list of batches, or Images(pixels, …)"
-            )
-        if not isinstance(items, Iterable) or isinstance(items, str | bytes | Mapping):
-            raise UserError(
-                f"{type(items).__name__} given as images: give Images, a DataLoader or a list of batches"
+                f"{type(items).__name__} given as images: give a DataLoader, a list of batches, or Images(pixels, …)"
             )
         if iter(items) is items:
             raise UserError(
@@ -334,21 +330,15 @@ def whole_numbers(labels: Any) -> Tensor:
         raise UserError(f"labels: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"labels: {type(labels).__name__} given; allowed is int64 (N,)") from error
-    if not labels.dtype.is_signed:  # unsigned types, few of which PyTorch compares
-        labels = labels.long()
-    if labels.is_floating_point():
-        if (others := labels[(labels != labels.floor()) | (labels.abs() > 2**53)]).numel():
-            raise UserError(f"labels: {others[0]:g} given; allowed are whole numbers from 0")
-        labels = labels.long()
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
     if labels.is_complex() or labels.ndim < 1:
         raise UserError(
             f"labels of type {labels.dtype} and shape {tuple(labels.shape)} given; allowed is int64 (N,)"
         )
-    if labels.numel() and labels.min() < 0:
-        raise UserError(f"labels: {int(labels.min())} given; allowed are whole numbers from 0")
-    return labels.long()
+    if not labels.is_floating_point():  # few unsigned types can be compared
+        labels = labels.long()
+    if (wrong := labels[(labels != labels.floor()) | (labels.abs() > 2**53) | (labels < 0)]).numel():
+        raise UserError(f"labels: {wrong[0]:g} given; allowed are whole numbers from 0")
+    return (labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels).long()
 
 
 def pieces(x: Tensor, views: int = 1) -> tuple[Tensor, ...]:
