@@ -42,14 +42,20 @@ include: "rules/ending.smk"
 include: "rules/bench.smk"
 
 
-for name in SEVERAL:
+rule all:
+    default_target: True
+    input:
+        [note(name) for name in SEVERAL["all"]],
 
-    rule:
-        name:
-            name
-        default_target: name == "all"
-        input:
-            [note(each) for each in SEVERAL[name]],
+
+rule beyond:
+    input:
+        [note(name) for name in SEVERAL["beyond"]],
+
+
+rule compare:
+    input:
+        [note(name) for name in SEVERAL["compare"]],
 
 
 include: "rules/targets.smk"
