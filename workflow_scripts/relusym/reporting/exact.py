@@ -227,13 +227,15 @@ def _is_folded(net: nn.Module) -> bool:
 
 def _unfolded(could: bool, compiled: bool) -> str:
     """Why no layer is folded; `could`: whether folding would save any multiplications."""
-    why = (
-        "none is an ungrouped, zero-padded convolution or a linear layer of PyTorch's whose channels swap, or whose "
-        "kernel is wider than a pixel"
-    )
-    if could:
+    if not could:
+        why = (
+            "none is an ungrouped, zero-padded convolution or a linear layer of PyTorch's whose channels swap, or "
+            "whose kernel is wider than a pixel"
+        )
+    elif compiled:
+        why = f"each would keep more than {COMPILED_SHARE:.0%} of its multiplications"
+    else:
         why = f"none would save {WORTHWHILE} multiplications per position and channel, to make up for the additions"
-        why = f"each would keep more than {COMPILED_SHARE:.0%} of its multiplications" if compiled else why
     return f"no layer is folded, so the exported net has no fewer multiplications than the net: {why}"
 
 
