@@ -163,8 +163,9 @@ def test_docs_state_the_number_of_claims():
 def test_claims_of_a_later_section_count_only_at_scales_that_measure_it():
     frames = [beyond_claims.frame(everything(), SELECTION | {"later": later}) for later in ([], ["universe"])]
     before, after = (claims.set_index("claim")["p_corrected"] for claims in frames)
-    later = frames[1].loc[frames[1]["question"] == "universe", "claim"]
-    assert {*after.index} - {*before.index} == {*later}
+    later = frames[1][frames[1]["question"] == "universe"]
+    assert {*after.index} - {*before.index} == {*later["claim"]}
+    assert list(later["n"]) == ["4 sets", "4 sets", "4 and 4 sets"]
     assert (after[before.index] > before).any()
 
 

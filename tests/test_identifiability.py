@@ -284,6 +284,7 @@ def test_each_type_and_variant_has_its_mean_below_the_claims():
     described = frame(records(True)).set_index("claim")
     assert described.loc["ReLU, permutations: barrier", "effect"] == pytest.approx(0.08, abs=1e-6)
     assert described.loc["gcnn, some channels twice: barrier", "effect"] == pytest.approx(0.02, abs=1e-6)
+    assert described.loc[described["verdict"].isna(), "effect_size"].isna().all()  # of a mean, there is none
 
 
 def test_claims_on_identical_nets_are_settled_at_the_required_level():

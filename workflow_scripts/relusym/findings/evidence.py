@@ -10,7 +10,7 @@ from relusym.findings import Record, np, pd, power, stats
 from relusym.findings.power import Power, Spread
 
 SHARE = "share of the channels"
-NO_SPREAD = "all nets of a type are equal, so that the rank test counts"
+NO_SPREAD = "the nets of each type are all equal, so that the rank test counts"
 ALL_EQUAL = "all nets are equal, so that their mean settles it, whatever p is"
 EQUAL = 1e-12  # a standard deviation below this is rounding
 
@@ -139,7 +139,7 @@ def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, 
         return Evidence(n, test, remark="pairs of three nets or more of either type are needed")
     evidence = welch(high[0], low[0], *allowed)
     if math.isnan(evidence["low"]):
-        return Evidence(n, test, effect=evidence["effect"], remark="all pairs of a type are equal")
+        return Evidence(n, test, effect=evidence["effect"], remark="the pairs of each type are all equal")
     return Evidence(n, test, **evidence, measure="Hedges' g of the differences", nets=nets)
 
 

@@ -42,7 +42,7 @@ def commuting(rng: np.random.Generator, draws: int, size: int) -> tuple[np.ndarr
 def not_commuting(
     rng: np.random.Generator, draws: int, size: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Invertible pairs (A, B) that Lemma 2.2 excludes. In most kinds B = ReLU(A), the only candidate by x = e_k."""
+    """Invertible A and B that Lemma 2.2 excludes; in half of the kinds, B is ReLU(A), the only candidate by x = e_k."""
     scaled, dense = scaled_permutations(rng, draws, size), invertible(rng, draws, size)
     signs = np.where(rng.random((draws, size)) < 0.5, -1.0, 1.0)
     signs[:, 0] = -1

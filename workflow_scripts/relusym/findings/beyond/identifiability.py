@@ -32,8 +32,7 @@ VARIANTS = {
     "towers": "two towers that may swap",
     "towers_apart": "two towers, each by itself",
 }
-TITLE = "Identifiability: is the barrier as low as the group that one matches over allows?"
-LAYOUT = Layout(TITLE, COLUMNS, FORMATS)
+LAYOUT = Layout("Identifiability: the barrier, by what channels are matched over", COLUMNS, FORMATS)
 DECLARED = beyond("identifiability", order=8)
 TABLE = Table(__name__, LAYOUT, **DECLARED)
 FIGURE = Figure(__name__, name="identifiability_figure", csvs=(".csv",), **DECLARED)
@@ -123,7 +122,9 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
     first = "Not in the paper; written down before it was measured (docs/identifiability.md)"
-    lower = "Where a barrier is to be higher by less than so much, the effect is by how much it is lower"
+    lower = (
+        "Where a claim is that a barrier is higher by less than a margin, the effect is how much lower it is"
+    )
     return notes_on(inputs, selection, "these claims", first, lower)
 
 

@@ -83,18 +83,18 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
     most = frames.ok(frames.nets(inputs))["model"].value_counts().max()
     few = (
-        f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
-        "nothing against them"
+        f"With so few nets ({most} of a type; the paper has 18 to 24) most claims are bound to be inconclusive, which "
+        "says nothing against them"
     )
     return [
         correction("all claims"),
-        "Power: the probability that so many nets as here, were they as the paper's, settle the claim at the level "
-        "that the correction asks of it. Nets that would settle it: with a power of 0.8, for the effect and spread "
-        "observed here. Empty where the paper gives no number or a count settles it; of ResNets it has one net each, "
-        "so that the power is with the spread observed here",
-        "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
-        "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
-        "of a type are equal",
+        "Power: the probability that as many nets as here settle the claim, at the level that the correction "
+        "requires, if their means and spreads are the paper's. It is empty where the paper gives no number or a count "
+        "settles the claim; for ResNets, of which the paper has one each, the spread is that observed here. Nets that "
+        "would settle it: with a power of 0.8, for the effect and spread observed here",
+        "t-tests assume that the nets of a type are normally distributed. A rank test doesn't, but with few nets its "
+        "p can't be small; the least that it can be is beside it. It decides only where the nets of each type are all "
+        "equal",
         *([few] if most < FEW else []),
         *frames.notes(inputs, selection),
     ]
@@ -227,8 +227,8 @@ def judged_beside(
         [{"claim": text, **vars(evidence)} for text, evidence in rows] for rows in (claims, described)
     )
     judgements = judged(pd.DataFrame(tested), count_untested=True)
-    rows = pd.DataFrame(others, columns=judgements.columns)
-    rows[["p_value", "p_rank", "p_rank_min"]] = math.nan
+    rows = pd.DataFrame(others, columns=judgements.columns).assign(measure="")
+    rows[["effect_size", "p_value", "p_rank", "p_rank_min"]] = math.nan
     return pd.concat([judgements, rows])[[*COLUMNS]]
 
 

@@ -43,7 +43,7 @@ LAYOUT = Layout(
 )
 
 # The paper keeps "18-24 good quality nets of each model type" (Section 4.1) and doesn't say how many of which. We
-# reckon with the fewest: the standard errors are then at most 15% too large, never too small.
+# reckon with the fewest: the standard errors are then at most 16% too large, never too small.
 PAPER_NETS = 18
 WITHIN = 2  # of the paper's standard deviations
 NOT_COMPARABLE = "not comparable"
@@ -109,10 +109,10 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
     other = [key for key in dict.fromkeys(keys) if not key.startswith("start.")]  # of an earlier stage
     if selection["scale"] == "paper" or not other:
         how = [
-            "Difference: ours less the paper's. Standard errors are Welch's, with the "
-            f"{PAPER_NETS} nets a type that the paper has at least",
+            f"Difference: ours minus the paper's. Standard errors are Welch's, with {PAPER_NETS} nets a type for the "
+            "paper, the fewest that it may have",
             f"Verdict: within {WITHIN}σ, higher or lower, in the paper's standard deviations; equal, to three digits, "
-            "where the paper gives none. Nothing is called comparable that was made with other data or settings",
+            "where the paper gives none. What was made with other data or settings is not comparable",
         ]
     else:
         how = [
