@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from conftest import refused
+from conftest import refused, settings_of
 from matplotlib.mathtext import MathTextParser
 from records import CODE, MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair, settings, train
 
@@ -466,11 +466,14 @@ def test_tables_name_cifar10_by_its_content_and_doubt_a_mere_label():
     assert set(made_of(others, "table2")["images"]) == {"CIFAR10?"}
 
 
-def test_figures_of_filters_read_the_flip_merges_of_their_types():
+def test_a_table_or_figure_has_the_records_of_its_types_alone():
     records = [flip("cnn", 0), flip("gcnn", 0), flip("gcnn", 1), train("gcnn", 0), pair("cnn", 0, "gcnn", 0)]
     frame = made_of(records, "figure8", "zero_filters", models=["gcnn"])
     counted = frame[["made", "kind", "records"]].to_numpy().tolist()
     assert counted == [["Figure 8", "flip_merge", 2], ["Zero-filters", "flip_merge", 2]]
+    made = provenance.select(settings_of(scale="laptop"))["made"]
+    ids = {"cnn", "cnn_inv", "gcnn", "old", "old_inv", "old_odd", "old_inv_odd"}
+    assert (made["figure2"], made["figure9"], {*made["table4"]}) == (["cnn_inv"], ["old_odd"], ids)
     (claims,) = made_of(records, "claims", models=["cnn"]).itertuples()
     assert (claims.made, claims.kind, claims.records) == ("Claims", "flip_merge", 1)
 

@@ -32,7 +32,7 @@ LAYOUT = Layout(
 def select(settings: Settings) -> Selection:
     """`made`: each table and figure → ids of the types whose records are in it (None: all records); notes."""
     made = {
-        name: [*finding.select(settings).get("models", [])] or None
+        name: types_in(finding.select(settings)) or None
         for name, finding in declared().items()
         if finding.exists(settings) and finding.reads and finding.section not in (TABLE.section, BEYOND)
     }
