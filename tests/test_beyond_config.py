@@ -96,6 +96,12 @@ def test_notes_of_a_measurement_name_its_seeds_and_images(laptop, name, images, 
     assert f"Merging: {how}; invariance error over {invariance} images" in others
 
 
+@pytest.mark.parametrize("name", ["beyond_claims", "beyond_provenance"])
+def test_notes_on_several_measurements_dont_say_how_each_merges(laptop, name):
+    notes = selection.select(laptop.settings, name)["notes"]
+    assert notes and not [line for line in notes if line.startswith("Merging")]
+
+
 def test_pairs_of_a_type_are_the_merged_pairs_among_the_seeds(laptop):
     pairs = [job.nets for job in jobs(laptop, "curves").values() if len(job.nets) == 2]
     assert pairs == [((m, i), (m, j)) for m in ("cnn", "cnn_inv") for i, j in ((9, 10), (10, 11), (11, 0))]

@@ -28,7 +28,8 @@ def select(settings: Settings) -> Selection:
     """`models`: ids of the types that are measured; `later`: those of `LATER` that are; notes."""
     models = measured_types(settings)
     later = [question for question in settings.measured if question in LATER]
-    return {"models": models, "later": later, "notes": net_notes(settings, models)}
+    # how nets are merged differs between measurements: it is below their tables
+    return {"models": models, "later": later, "notes": net_notes(settings, models, merged=False)}
 
 
 SMALL = 0.01  # a negligible barrier, or difference in accuracy

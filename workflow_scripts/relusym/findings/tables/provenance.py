@@ -47,7 +47,7 @@ def select_beyond(settings: Settings) -> Selection:
         for name, finding in declared().items()
         if finding.exists(settings) and finding.is_beyond and finding != BEYOND_TABLE
     }
-    return {"models": models, "made": made, "notes": net_notes(settings, models)}
+    return {"models": models, "made": made, "notes": net_notes(settings, models, merged=False)}
 
 
 TABLE = Table(__name__, LAYOUT, reads=(*MERGES, "flipped_training", "theory"), select=select, **OF_EVERY_JOB)
