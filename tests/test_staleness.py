@@ -404,6 +404,20 @@ def test_clocks_decide_nothing(copied):
     assert not any(job.startswith("train") for job in jobs)
 
 
+def test_a_training_whose_record_cannot_be_written_is_not_lost(tiny):
+    made = tiny()
+    record = made.record("train", "cnn-0")
+    its_settings = record.with_name("settings.json")
+    its_settings.parent.mkdir(parents=True)
+    its_settings.write_text("{}", encoding="utf-8")
+    target = str(record.relative_to(made.folder))
+    assert "was made with other settings than those in" in made.fails(target)
+    (state,) = (made.folder / RESULT / "states").iterdir()
+    its_settings.unlink()
+    made.makes(target)
+    assert load_record(record)["cost"]["earlier_seconds"] > 0 and not state.exists()
+
+
 def test_a_table_that_fails_leaves_its_older_files(committed):
     before, path = files_of(committed.folder, f"{RESULT}/tables"), committed.record("flip_merge", "cnn-0")
     record = load_record(path)

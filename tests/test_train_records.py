@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from conftest import refused
 from small_training import RESNET, RESNET_RECIPE, VGG, VGG_RECIPE, assert_same, image_tree, saved, settings_of
 
 from relusym import checkpoint
@@ -143,11 +144,24 @@ def test_an_interrupted_training_resumes_at_that_step_and_ends_with_the_same_net
     record, to, _ = made(tmp_path, data, "cnn", settings, state=state, interrupted=asked)
     assert len(steps) == settings["training"]["epochs"] * (200 // settings["training"]["batch_size"])
     assert_same(saved(to), saved(net))
-    assert record["accuracy"] == whole["accuracy"] and not state.exists()
+    assert record["accuracy"] == whole["accuracy"]
     losses = [[epoch["loss"] for epoch in each["history"]] for each in (record, whole)]
     assert losses[0] == pytest.approx(losses[1])
     assert record["cost"]["earlier_seconds"] == 3600 and whole["cost"]["earlier_seconds"] == 0
     assert 3600 < record["cost"]["seconds"] <= record["cost"]["job_seconds"]
+
+
+def test_the_state_of_a_training_on_other_images_or_of_another_net_is_refused(tmp_path, data):
+    state, others = tmp_path / "state.safetensors", tmp_path / "data.safetensors"
+    image_set.save(others, *generate(200, 100, 1))
+    how = {"settings": SETTINGS["cnn"], "state": state, "interrupted": lambda: True}
+    with pytest.raises(Interrupted):
+        made(tmp_path, data, "cnn", **how)
+    for images, seed, what in ((others, 0, "images"), (data, 1, "net")):
+        line = rf"state\.safetensors is the state of a training of other {what}: delete it, and this one starts over$"
+        refused(lambda images=images, seed=seed: made(tmp_path, images, "cnn", seed=seed, **how), match=line)
+    with pytest.raises(Interrupted):
+        made(tmp_path, data, "cnn", **how)
 
 
 PRETRAINING = changed(SETTINGS["old"], objective="simsiam", epochs=6, learning_rate=0.1)

@@ -26,4 +26,5 @@ with job(snakemake) as lock, Interruption() as warned:
         module, gpus = "relusym.measuring.train", train_job.device.type == "cuda"
         record = launch(module, plain, processes, params.restarts, gpus=gpus, interrupted=interrupted)
     write_trained(snakemake.output.record, record)
+    train_job.state.unlink(missing_ok=True)  # not earlier: without a record, the training goes on from it
     print(f"{train_job.name}: {record['status']}, accuracy {record['accuracy']}")

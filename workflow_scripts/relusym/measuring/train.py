@@ -54,7 +54,7 @@ class TrainJob:
     folder: Path | None = None  # of image files to train on (ImageNet); None: the prepared images are used
     start: Path | None = None  # the net from the previous stage
     started: Path | None = None  # its train record
-    state: Path | None = None  # see `loop.train`; removed once the checkpoint is written
+    state: Path | None = None  # see `loop.train`; to be removed once the record is written
 
     @classmethod
     def of(cls, plain: Record) -> Self:
@@ -147,6 +147,7 @@ def train_record(
         device=device,
         symmetry=symmetry,
         state=job.state,
+        of={"net": job.name, "images": inputs["data"], "first weights": inputs.get("start")},
         save_every=job.save_every,
         interrupted=interrupted,
         report=report,
@@ -162,8 +163,6 @@ def train_record(
     kept = {str(epoch): snapshot_path(job.to, epoch) for epoch in job.snapshots}
     if hashes := {epoch: sha256(path) for epoch, path in kept.items() if path.exists()}:
         record["outputs"]["snapshots"] = hashes
-    if job.state:
-        job.state.unlink(missing_ok=True)
     return record | {
         "reason": None,
         "inputs": inputs,
