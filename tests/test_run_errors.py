@@ -115,6 +115,14 @@ RUNS = {
         [DRY, "--config", "seeds=[0,1_0]"],
         r"config error: seeds: \[0,1_0\] given; allowed are seeds such as",
     ),
+    "option twice": (
+        [DRY, "--config", "seeds=0", "-C", "device=cpu"],
+        "config error: --config is given twice, and Snakemake reads the last alone; give it once, with all$",
+    ),
+    "files twice": (
+        [DRY, "--configfile", "config.yaml", "--configfiles", "config.yaml"],
+        "config error: --configfile is given twice",
+    ),
     "two settings": (
         [DRY, "--config", "training={epochs: 0, batch_size: 0}"],
         "config error: training.batch_size: 0 given; allowed is at least 1$",

@@ -15,6 +15,8 @@ DEEPEST = 100  # levels of nested sections, more than any config has
 NUMERIC = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 # not octal or base 60, as which YAML reads 010 and 1:30
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)|[^:]*[.eE][^:]*")
+# options of which Snakemake reads the last alone, in all their forms
+READ_LAST = {"--config": r"--config(=.*)?|-C(\w+=.*)?", "--configfile": r"--configfiles?(=.*)?"}
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 
 
@@ -109,8 +111,15 @@ def _sections(top: yaml.Node) -> Iterator[yaml.MappingNode]:
 def check_command_line(values: dict[str, Any], words: Iterable[str]) -> None:
     """Check the `values` that Snakemake has parsed from `--config`, the `words` of the command line.
 
-    UserError for a key without a value, or for seeds whose _ Python drops.
+    UserError for a key without a value, for seeds whose _ Python drops, or for an option given twice, of which
+    Snakemake reads the last alone.
     """
+    words = [*words]
+    for option, forms in READ_LAST.items():
+        if len([word for word in words if re.fullmatch(forms, word)]) > 1:
+            raise UserError(
+                f"{option} is given twice, and Snakemake reads the last alone; give it once, with all"
+            )
     for key, value in values.items():
         if value is None:
             raise UserError(f"{key}: no value given (is a shell variable unset?); write {key}=null for none")
