@@ -229,6 +229,7 @@ def of_bytes(content):
 
 SPOILED = {  # what is in the place of a record, and how another record of the folder is refused
     "another's": (lambda path: path.write_text(json.dumps({"data": {"seed": 1}})), "with other settings"),
+    "infinite": (lambda path: path.write_text('{"data": {"seed": Infinity}}'), "with other settings"),
     "list": (lambda path: path.write_text("[]"), "with other settings"),
     "half": (lambda path: path.write_text("{"), r"is not valid JSON \(Expecting"),
     "folder": (Path.mkdir, r"can't be read \(Is a directory\)"),

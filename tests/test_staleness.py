@@ -15,7 +15,10 @@ import torch
 from conftest import ROOT, Clone, config_of, latest_log, refused, set_to_tiny, settings_of
 
 from relusym import cifar10
+from relusym.config.models import OF_GENERATED
+from relusym.config.sections import Data, Merging, Training
 from relusym.data import image_set
+from relusym.nets import ARCHITECTURES
 from relusym.records.files import load_record, write_record, write_trained
 from relusym.records.fingerprint import differences, fingerprint
 from relusym.records.results import Results
@@ -45,8 +48,8 @@ def flip_byte(path, place):
     path.write_bytes(content)
 
 
-def settings(**changes):
-    """The settings of the scale `demo`, or another, with other values of keys."""
+def settings(sections=None, **changes):
+    """The settings of the scale `demo`, or another, or of one of these sections, with other values of keys."""
     run = {"cifar10": copy.deepcopy(config_of(ROOT)["cifar10"])}
     for key, value in changes.items():
         *path, last = key.split("__")
@@ -54,7 +57,7 @@ def settings(**changes):
         for part in path:
             place = place.setdefault(part, {})
         place[last] = value
-    return settings_of(**run)
+    return settings_of(sections, **run)
 
 
 @pytest.fixture
@@ -178,6 +181,34 @@ def test_a_key_at_its_default_changes_no_path_and_an_absent_one_means_it():
     merge = settings().pair_merge("cnn", "gcnn")
     del merge["merging"]["matching"]
     assert fingerprint(merge) == fingerprint(settings().pair_merge("cnn", "gcnn"))
+
+
+BARE = {
+    "seeds": 0,
+    "data": {"dataset": "cifar10"},
+    "training": {"epochs": 2, "batch_size": 9, "learning_rate": 0.1},
+    "models": {"cnn": {}, "old": {"network": {"architecture": "cifar_resnet"}}},
+}
+OPTIONS = {"vgg11": "network", "cifar_resnet": "models__old__network"}
+SECTIONS = {"data": Data, "training": Training, "merging": Merging} | {
+    place: ARCHITECTURES[name].options for name, place in OPTIONS.items()
+}
+WRITTEN_OUT = [
+    (f"{place}__{key}", field.default)
+    for place, section in SECTIONS.items()
+    for key, field in section.model_fields.items()
+    if not field.is_required() and key != "dataset" and key not in OF_GENERATED
+]
+
+
+def test_writing_out_a_default_changes_no_path():
+    def keys(**changes):
+        return {*Results(settings(BARE, **changes)).jobs}
+
+    left_out = keys()
+    assert len(WRITTEN_OUT) > 30
+    for key, default in WRITTEN_OUT:
+        assert keys(**{key: default}) == left_out, key
 
 
 def test_numbers_are_distinguished_by_value_and_settings_of_earlier_stages_count():

@@ -220,11 +220,10 @@ def _check_pairs(settings: Settings) -> None:
 
 def _needed_to_merge(model: Model) -> dict[str, Any]:
     """The settings in which two types have to agree to be merged, by key."""
-    name = {"architecture": model.network["architecture"]}
-    network = nets.check(model.network).model_dump(exclude={*NOT_IN_PLAIN_NETS})
+    network = {key: value for key, value in model.whole_network.items() if key not in NOT_IN_PLAIN_NETS}
     shared = {"data.dataset": model.data.dataset, "data.normalisation": model.data.normalisation}
     shared["image_size"] = model.image_size
-    return {f"network.{key}": value for key, value in (name | network).items()} | shared
+    return {f"network.{key}": value for key, value in network.items()} | shared
 
 
 def _check_measurement(settings: Settings, name: str, section: dict[str, Any]) -> None:

@@ -131,6 +131,11 @@ class Model:
         return network | options.explicit()
 
     @property
+    def whole_network(self) -> Values:
+        """Its architecture and all options, those that aren't set at their defaults."""
+        return self.network | nets.check(self.network).model_dump()
+
+    @property
     def recipe(self) -> list[str]:
         """The stages of its training; none if its weights come from elsewhere."""
         return [] if self.weights else self.sections.recipe

@@ -187,7 +187,7 @@ class Settings:
         model, stage = self.model_of(training_id), self.stage_of(training_id)
         settings = {
             "data": model.data.settings() | {"size": model.image_size},
-            "network": model.network,
+            "network": model.whole_network,
             "symmetry": model.symmetry,
         }
         if stage is None:
@@ -228,7 +228,7 @@ class Settings:
         how = {key: training.get(key, Recipe.model_fields[key].default) for key in FIGURE_3}
         return {
             "data": common.data.settings() | ({"size": common.image_size} if common.image_size else {}),
-            "network": {key: value for key, value in common.network.items() if key != "group_convs"},
+            "network": {key: value for key, value in common.whole_network.items() if key != "group_convs"},
             "training": how | self.sections.flipped_training.model_dump(),
         }
 

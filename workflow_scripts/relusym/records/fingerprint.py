@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
         "dimensions": 2048,
         "bottleneck": 512,
     },
-    "data": {"size": None, "invariant_to": "horizontal_flip"},
+    "data": {"size": None, "invariant_to": "horizontal_flip", "normalisation": None},
 }
 
 
@@ -63,7 +63,7 @@ def non_default(settings: Any, defaults: Any = DEFAULTS) -> Any:
 
 def fingerprint(settings: dict[str, Any]) -> str:
     """The fingerprint of a job's settings, including those of the nets that it reads."""
-    text = json.dumps(non_default(settings), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(non_default(settings), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 
