@@ -148,6 +148,15 @@ def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_onl
     assert len(files["flip_merge"]) == 7 * 4 * 5 and len(files["pair_merge"]) == 3 * 3 * 4
 
 
+def test_a_types_own_matching_is_in_its_tables_and_compared_with_the_others():
+    results = Results(settings_of(models={"cnn_inv": {"merging": {"matching": "weight"}}}))
+    shown = {
+        name: results.shown("flip_merge", ["cnn_inv"], name) for name in (None, *results.settings.compared)
+    }
+    assert [key.rpartition("/")[2] for key in shown.pop(None)] == ["0", "1", "2"] and not shown.pop("weight")
+    assert shown.keys() >= {"activation", "identity"} and all(len(keys) == 1 for keys in shown.values())
+
+
 def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
     def merges(**merging):
         planned = Results(settings_of(merging=merging)).jobs

@@ -156,13 +156,8 @@ class Settings:
         return [(a, b) for a, b in pairs.values() if a in nets and b in nets and a != b]
 
     @property
-    def matchings(self) -> list[str]:
-        """The matchings that the target `matchings` compares, except the one that all other tables use."""
-        return [name for name in self.compared if name != self.sections.merging.matching]
-
-    @property
     def compared(self) -> list[str]:
-        """All matchings that the target `matchings` compares: those of its section, or the scale's."""
+        """The matchings that the target `matchings` compares: those of its section, or the scale's."""
         return self.beyond.get("matchings", {}).get("matchings") or self.sections.matchings
 
     def model_of(self, training_id: str) -> Model:
@@ -382,8 +377,10 @@ class Settings:
         return [several for several in nets + pairs if self._has_seeds(section, several)]
 
     def is_matched(self, nets: tuple[Net, ...], matching: str | None) -> bool:
-        """Whether these one or two nets are merged by `matching` (None: the config's, for all tables)."""
+        """Whether these one or two nets are merged by `matching`, too (None: by the config's, for all tables)."""
         if not all(self.models[model].is_in_paper for model, _ in nets):
+            return False
+        if matching == self.models[nets[0][0]].merging.matching:  # the config's
             return False
         orders = {SYMMETRIES[self.models[model].symmetry].order for model, _ in nets}
         if matching in OF_FLIPS and (len(nets) > 1 or orders != {2}):

@@ -67,7 +67,7 @@ def of_every_matching(results: Results, kind: str, selection: Selection) -> list
     """Jobs on the nets of the target `matchings`, merged by each matching."""
     settings = results.settings
     models = beyond_selection(settings, "matchings")["models"]
-    matchings = (None,) if kind == "train" else (None, *settings.matchings)
+    matchings = (None,) if kind == "train" else (None, *settings.compared)
     keys = chain(*(results.shown(kind, models, matching) for matching in matchings))
     return [key for key in keys if settings.is_in_matchings(results.jobs[key].nets)]
 

@@ -172,7 +172,7 @@ class Results:
 
         for net in settings.trainings:
             add("train", net)
-        for matching in (None, *settings.matchings):
+        for matching in (None, *settings.compared):
             for net in settings.nets:
                 if settings.is_matched((net,), matching):
                     add("flip_merge", net, matching=matching)
