@@ -268,6 +268,10 @@ LINES = [  # where, changes, and how the line begins; a leading colon stands for
     ("paper", {"seeds": "0-2,1"}, ": 1 is listed twice in 0-2,1"),
     ("run", {"seeds": [0, 0]}, ": 0 is listed twice in [0, 0]"),
     ("run", {"seeds": "2-0"}, ": the range 2-0 runs backwards; write 0-2"),
+    ("run", {"models.cnn.weights": {"file": "net.pth"}},
+     "scales/demo.yaml: models.cnn.seeds: 3 seeds given; its weights aren't trained, so its nets would all be the"),
+    ("run", {"models.old": {"seeds": [0, 1], "weights": {"torchvision": "IMAGENET1K_V1"}}},
+     "models.old.seeds: 2 seeds given"),
     ("run", {"seeds": 99}, ": 99 is none of the scale demo's seeds"),
 ]  # fmt: skip
 

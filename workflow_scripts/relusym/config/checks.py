@@ -154,6 +154,11 @@ def _check_model(settings: Settings, model: Model) -> None:
             f"{model.id} isn't of order 2"
         )
     _check_recipe(model)
+    if model.weights and len(model.seeds) > 1:
+        raise UserError(
+            f"{settings.place('models', model.id, 'seeds')}: {len(model.seeds)} seeds given; its weights aren't "
+            "trained, so its nets would all be the same; give it a single seed"
+        )
     if model.data.dataset == IMAGENET:
         resize, size = model.data.resize or 0, model.image_size
         if size is None or resize < size:
