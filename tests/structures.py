@@ -342,7 +342,33 @@ def halves_of_a_product(x, a, b):
     return x * scale + shift
 
 
+def heads(x, q, k, v, out):
+    """Attention whose heads are a dimension of the parameters."""
+    x = rows(F.avg_pool2d(x, 4))
+    q, k, v = (torch.einsum("bnc,hcd->bhnd", x, w) for w in (q, k, v))
+    return mapped(torch.einsum("bhnd,hdo->bno", torch.softmax(q @ k.mT, -1) @ v, out), 4)
+
+
+def talking(x, q, k, w):
+    """Attention with a convolution over heads."""
+    queries, keys = (
+        F.conv2d(F.avg_pool2d(x, 4), w[..., None, None]).unflatten(1, (4, -1)).flatten(3) for w in (q, k)
+    )
+    scores = F.conv2d(queries.mT @ keys, w[..., None, None]).softmax(-1)
+    return (
+        (F.avg_pool2d(x, 4).flatten(2).unflatten(1, (4, -1)) @ scores.mT).flatten(1, 2).unflatten(2, (4, 4))
+    )
+
+
+def along_axes(x, w):
+    """As in coordinate attention: means along both axes, side by side."""
+    means = F.conv2d(torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT], 2), w)
+    rows, columns = means.sigmoid().split(16, 2)
+    return x * rows * columns.mT
+
+
 KERNEL, MATRIX, TOKENS = (7, 12, 3, 3), (12, 7), ((16, 16), (16,))
+PLACES = torch.linspace(-1, 1, 8).expand(1, 1, 8, 8)
 ORDER = torch.tensor([3, 0, 7, 11, 1, 2, 10, 5, 4, 9, 8, 6])
 SOBEL = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
 BLUR = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
@@ -371,6 +397,11 @@ BETWEEN = {
     "einsum with dots": (lambda x, w: mapped(torch.einsum("...c,co->...o", rows(x), w)), 7, MATRIX),
     "einsum without output": (lambda x, w: torch.einsum("achw,cb", x, w), 7, MATRIX),
     "addmm": (lambda x, b, w: mapped(torch.addmm(b, rows(x).reshape(-1, 12), w).view(-1, 256, 7)), 7, (7,), MATRIX),
+    "a matrix times columns": (lambda x, w: torch.matmul(w, x.flatten(2)).unflatten(2, (16, 16)), 7, (7, 12)),
+    "heads of parameters": (heads, 7, (2, 12, 5), (2, 12, 5), (2, 12, 5), (2, 5, 7)),
+    "talking heads": (talking, 12, (12, 12), (12, 12), (4, 4)),
+    "means along axes": (along_axes, 12, (12, 12, 1, 1)),
+    "coordinates": (lambda x: torch.cat([F.avg_pool2d(x, 3, 2, 1), PLACES.expand(len(x), -1, -1, -1).to(x)], 1), 13),
     "tensordot": (lambda x, w: torch.tensordot(x, w, dims=([1], [0])).permute(0, 3, 1, 2), 7, MATRIX),
     "tied kernel": (lambda x, w: F.conv_transpose2d(F.conv2d(x, w, padding=1).relu(), w, padding=1), 12, KERNEL),
     "scaled kernel": (lambda x, w: F.conv2d(x, w / w.square().sum((1, 2, 3), keepdim=True), padding=1), 7, KERNEL),
@@ -433,7 +464,8 @@ UNFLIPPED_BETWEEN = {
     "sampled": "the effect of grid_sample on pixels is unknown",
     "patches and back": "the effect of fold on pixels is unknown",
     "a kernel that is turned": "it isn't the net on transformed images.*first at conv2d",
-    "zeros in a kernel": "the net combines pixels in a way that doesn't commute with horizontal_flip",
+    "zeros in a kernel": "the net combines pixels in a way that doesn't commute with horizontal_flip, first at conv2d",
+    "coordinates": "first at cat, with a constant: as a parameter or a persistent buffer, it would be transformed",
     "a kernel of constants": "it isn't the net on transformed images.*first at conv2d",
     "moved kernels": "the effect of deform_conv2d on pixels is unknown",
 }

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 from small_nets import NARROW, Images, answers, net_of, resnet, shuffled, smooth_images, vgg11
-from structures import Tied
+from structures import BETWEEN, Between, Tied
 from torch import nn
 
 from relusym.channels.traced import TracedNet, channel_groups
@@ -40,6 +40,28 @@ def measured(net, images=IMAGES, symmetry=HORIZONTAL_FLIP, **options):
     errors, invariance = equivariance_errors(net, images, symmetry, groups, merged.permutations, **options)
     shares = sources.shares()
     return merged, layers(groups, merged.permutations, merged.similarity, errors, shares), invariance
+
+
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 8, 3, padding=1), "pooled": nn.Conv2d(8, 6, 1), "head": nn.Linear(6, 4),
+})  # fmt: skip
+def Turned(self, x):
+    """A pool on a map whose axes are exchanged, so that the map after it has its columns as rows."""
+    x = nn.functional.max_pool2d(self.stem(x).relu().transpose(2, 3), 3, 1, 1)
+    return self.head(self.pooled(x).relu().mean((2, 3)))
+
+
+def test_a_layers_error_is_measured_where_its_pixels_are_or_the_reason_is_noted():
+    torch.manual_seed(0)
+    images = [smooth_images(40, 16).permute(0, 3, 1, 2) / 255]
+    for net in (Between(*BETWEEN["means along axes"]), Turned()):
+        made = exact(net.eval(), images).plain
+        whole = report(made, images, matching="involution", partial_images=0)
+        errors = {layer.name: layer.equivariance["matched"] for layer in whole.layers}
+        assert all(error < 1e-5 for name, error in errors.items() if name != "pooled")
+        assert ("pooled: their pixels move in an unknown way" in " ".join(whole.notes)) == (
+            "pooled" in errors
+        )
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=SYMMETRIES)

@@ -398,6 +398,34 @@ def test_what_repair_doesnt_correct_is_named(net, note):
 
 
 @net_of(lambda: {
+    "stem": nn.Conv2d(3, 8, 3, padding=1), "mask": nn.Buffer(torch.rand(8, 8, 3, 3).round()),
+    "pruned": nn.Conv2d(8, 8, 3, padding=1), "head": nn.Linear(8, 10),
+})  # fmt: skip
+def Masked(self, x):
+    """A net pruned by hand, whose mask is a buffer."""
+    x = self.stem(x).relu()
+    return self.head(nn.functional.conv2d(x, self.pruned.weight * self.mask, padding=1).relu().mean((2, 3)))
+
+
+@net_of(lambda: {
+    "first": nn.Conv2d(3, 8, 3), "stem": nn.Conv2d(8, 8, 3), "beside": nn.Conv1d(1, 1, 3, padding=1),
+    "head": nn.Linear(8, 10),
+})  # fmt: skip
+def Neighbours(self, x):
+    """A net in which each channel of a layer has neighbours."""
+    return self.head(self.beside(self.stem(self.first(x).relu()).mean((2, 3))[:, None])[:, 0])
+
+
+@pytest.mark.parametrize(("net", "note"), [
+    (Masked, "averaged as weights are: the buffers mask"),
+    (Neighbours, "channels stay at their places in stem: what reads them tells them from one another"),
+])  # fmt: skip
+def test_what_a_merge_averages_besides_weights_and_what_it_leaves_is_named(net, note):
+    torch.manual_seed(0)
+    assert note in merge(net(), net(), Images(smooth_images(40), 40)).notes
+
+
+@net_of(lambda: {
     "stem": nn.Conv2d(3, 8, 3, padding=1), "inner": nn.Conv2d(8, 8, 3, padding=1),
     "classes": nn.Linear(8, 10, bias=False),
 })  # fmt: skip

@@ -80,6 +80,17 @@ def test_an_operations_outputs_are_permuted_with_its_channels_and_flipped(name):
         assert torch.allclose(flip(traced).double()(x.flip(-1)), net.double()(x), atol=1e-5)
 
 
+WRITING = "einsum with dots", "einsum without output", "tensordot", "a matrix times columns", "distances"
+
+
+@pytest.mark.parametrize("name", [*WRITING, "heads of parameters"])
+def test_channels_that_a_product_writes_are_permuted(name):
+    torch.manual_seed(0)
+    traced = TracedNet(Between(*BETWEEN[name]), (3, 16, 16))
+    sizes = sorted(group.size for group in traced.groups)
+    assert sizes == ([7, 8, 12] if name in WRITING else [5, 5, 7, 8, 12]) and not traced.staying
+
+
 # ---- random nets
 
 

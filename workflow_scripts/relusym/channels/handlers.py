@@ -315,7 +315,7 @@ def glu(call: Call, input: Labels, dim: int = -1) -> Labels:
 def contracted(call: Call, operands: list[Any], letters: list[str], output: str, step: str = "") -> Labels:
     """A sum of products, in the notation of `torch.einsum`, without repeated letters in one operand.
 
-    Along dimensions that only a parameter has, its entries stay at their places.
+    It writes channels along the last dimension that only a parameter has; along others, entries stay at their places.
     """
     order = output + "".join(dict.fromkeys(letter for letter in "".join(letters) if letter not in output))
     sizes: dict[str, int] = {}
@@ -350,14 +350,17 @@ def contracted(call: Call, operands: list[Any], letters: list[str], output: str,
     shape = torch.Size([sizes[letter] for letter in order])
     summed = range(len(output), len(order))
     mixed = call.mix(Labels(shape, ids), [*summed], step)
-    for dim, letter in enumerate(output) if mixed.numel() == 1 else ():
+    sums = any(ids.shape[dim] > 1 for dim in summed)
+    for dim, letter in reversed([*enumerate(output)]):
         holding = [(x, names.index(letter)) for x, names in pairs if letter in names and sizes[letter] > 1]
-        weights_only = holding and all(isinstance(x, Weights) for x, _ in holding)
-        mixes = weights_only and any(ids.shape[i] > 1 for i in summed)
-        if mixes and (written := call.relations.written(sizes[letter])) is not None:
+        if mixed.numel() > 1 or not holding or not all(isinstance(x, Weights) for x, _ in holding):
+            continue
+        if (written := call.relations.written(sizes[letter], sums)) is not None:
             for weights, where in holding:
                 call.index(weights, where, written)
-            mixed = call.relations.join(mixed, Labels.along(written, dim, shape).ids, call.node.name)
+            call.writes(written)
+            written = Labels.along(written, dim, shape).ids
+            mixed = call.relations.join(mixed, written, call.node.name) if mixed > FIXED else written
     return Labels(shape[: len(output)], mixed.reshape(mixed.shape[: len(output)]))
 
 
@@ -659,7 +662,7 @@ def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
         if isinstance(x, Weights):
             call.meet(x, ids)
         elif isinstance(x, Tensor):
-            call.relations.join(ids, constant(call, x).ids, call.node.name)
+            ids = call.relations.join(ids, call.constant(x, sorted(varies)).ids, call.node.name)
     return Labels(call.shape, ids)
 
 

@@ -254,9 +254,9 @@ class UnionFind:
         """The labels of concatenated tokens, whose channels are joined."""
         return reduce(lambda ids, piece: self.join(ids, piece, where), pieces)
 
-    def written(self, count: int) -> Tensor | None:
-        """The labels along a dimension of a product that only a parameter has: none, since it is fixed."""
-        return None
+    def written(self, count: int, sums: bool) -> Tensor:
+        """The labels along a dimension of a product that only a parameter has: new channels."""
+        return self.fresh(count)
 
     def gathered(self, places: Tensor, labels: Tensor, shape: torch.Size, where: Hashable) -> Tensor:
         """The labels of a parameter's entries, which meet channels at `places`: all that an entry meets are joined.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,6 +188,29 @@ class TracedNet:
         return self.flow(Flow).fixed
 
     @cached_property
+    def staying(self) -> list[str]:
+        """The layers and functions that write channels of which some are in no group, except those of the outputs."""
+        flow, moved = self.flow(Flow), set()
+        root = flow.relations.root
+        for group in self.groups:
+            for place in group.places:
+                labels = flow.places[place.tensor, place.dim][place.index(group.size).flatten()]
+                moved.update(map(root, labels.tolist()))
+        *nodes, output = flow.module.graph.nodes
+        ends = {output}  # and what it reads, up to the layers that write it
+        for node in reversed(nodes):
+            if ends & node.users.keys() and node not in flow.writers:
+                ends.add(node)
+        names = [
+            describe(node).removeprefix("layer ")
+            for node, labels in flow.writers.items()
+            if len(labels) > 1
+            and not ends & node.users.keys()
+            and not moved.issuperset(map(root, labels.tolist()))
+        ]
+        return list(dict.fromkeys(names))
+
+    @cached_property
     def groups(self) -> list[ChannelGroup]:
         """The channel groups that `channel_groups` describes, checked; `known["permuted"]` is the difference measured.
         UserError if permuting them at random changes the net's output; the first layer where it shows is named.
@@ -304,14 +328,17 @@ class _Scaled(fx.Interpreter):
         return result / size
 
 
-def kept_outputs(graph: fx.GraphModule, x: Tensor) -> dict[str, Any]:
-    """Every node's output, by its name."""
+def kept_outputs(
+    graph: fx.GraphModule, x: Tensor, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Any]:
+    """The outputs of all nodes whose names are wanted."""
     results: dict[str, Any] = {}
 
     class Kept(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            results[n.name] = result.clone() if isinstance(result, Tensor) else result
+            if wanted(n.name):
+                results[n.name] = result.clone() if isinstance(result, Tensor) else result
             return result
 
     with torch.no_grad():

@@ -17,6 +17,7 @@ from relusym.merging.aligned import align_many, joint_statistics
 from relusym.merging.merge import (
     METRICS,
     Merge,
+    averaged_notes,
     barrier,
     check_alike,
     check_nets,
@@ -80,7 +81,7 @@ def merge_many(
             similarity={name: float(table[apart].mean()) for name, table in aligned.similarity.items()},
             checks={name: max(value, others.get(name, value)) for name, value in (aligned.checks | checks).items()},
             aligned=aligned,
-            notes=fixed_notes(aligned.traced) + repair_notes(aligned.traced),
+            notes=fixed_notes(aligned.traced) + averaged_notes(*aligned.nets) + repair_notes(aligned.traced),
             traced=aligned.traced,
         )  # fmt: skip
 

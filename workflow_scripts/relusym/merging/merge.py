@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.groups import ChannelGroup
+from relusym.channels.handlers import BATCH_NORMS
 from relusym.channels.traced import TracedNet, as_traced, net_of
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError, listed
@@ -227,7 +228,7 @@ def _merge(
         checks=aligned.checks | fused,
         search=aligned.search,
         aligned=aligned,
-        notes=fixed_notes(first) + repair_notes(first),
+        notes=fixed_notes(first) + averaged_notes(aligned.first, aligned.second) + repair_notes(first),
         traced=first,
     )
     merged.nets["permuted"] = aligned.second
@@ -238,11 +239,30 @@ def fixed_notes(traced: TracedNet) -> list[str]:
     """Which of its outputs aren't measured, and which channels can't be permuted, or aren't, a line each."""
     notes = others_note(traced.graph.output_node().args[0])
     notes += [f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()]
+    if traced.staying:
+        layers = listed(traced.staying, 3)
+        notes.append(
+            f"channels stay at their places in {layers}: what reads them tells them from one another"
+        )
     if traced.idle:
         notes.append(
             f"channels stay at their places in {listed(traced.idle, 3)}: evaluation mode doesn't run it"
         )
     return notes
+
+
+def averaged_notes(first: nn.Module, *others: nn.Module) -> list[str]:
+    """Which buffers, besides batch norms' statistics, differ between nets and are averaged, in a line."""
+    known = {name for name, _ in first.named_parameters(remove_duplicate=False)}
+    for name, layer in first.named_modules():
+        known |= {f"{name}.{key}" for key in layer.state_dict() if isinstance(layer, BATCH_NORMS)}
+    states = [net.state_dict() for net in others]
+    averaged = [
+        name
+        for name, x in first.state_dict().items()
+        if x.is_floating_point() and name not in known and any(not torch.equal(x, s[name]) for s in states)
+    ]
+    return [f"averaged as weights are: the buffers {listed(averaged, 3)}"] if averaged else []
 
 
 def ends_scores(

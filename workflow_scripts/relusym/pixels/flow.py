@@ -26,6 +26,7 @@ from relusym.errors import UserError
 from relusym.symmetry import Symmetry
 
 NONE = torch.iinfo(torch.int64).min  # pads rows with fewer members than others
+CONSTANT = ", with a constant: as a parameter or a persistent buffer, it would be transformed with the net"
 MOST = 2**24  # pairs of pixels, as many as between 64×64 tokens that all attend to each other
 
 
@@ -37,8 +38,8 @@ class PixelRelations:
 
     Attributes:
         grids: the first label of each map's pixels → the map's height and width; labels are numbered row by row.
-        derived: the first of the labels that are made together → the members of each, int64 (labels, members), and
-            whether these are ordered.
+        derived: the first of the labels that are made together → the members of each, int64 (labels, members); whether
+            these are ordered; and the operation that combines them.
         opened: the first label of what a layer along pixels writes → the labels of the map whose pixels it lies at; as
             long as that is unknown, the written labels themselves, which are fixed.
     """
@@ -46,7 +47,7 @@ class PixelRelations:
     def __init__(self) -> None:
         self.count = FIXED + 1
         self.grids: dict[int, tuple[int, int]] = {}
-        self.derived: dict[int, tuple[np.ndarray, bool]] = {}
+        self.derived: dict[int, tuple[np.ndarray, bool, Hashable]] = {}
         self.opened: dict[int, Tensor] = {}
         self._constants: dict[Hashable, int] = {}
 
@@ -61,8 +62,12 @@ class PixelRelations:
         self.grids[int(ids[0])] = height, width
         return ids
 
-    def written(self, count: int) -> Tensor:
-        """Labels of what a layer along pixels writes, which lies at the pixels of the first map that it meets."""
+    def written(self, count: int, sums: bool = True) -> Tensor | None:
+        """Labels of what a layer along pixels writes, which lies at the pixels of the first map that it meets; None if
+        it doesn't sum over pixels.
+        """
+        if not sums:
+            return None
         ids = self.fresh(count)
         self.opened[int(ids[0])] = ids
         return ids
@@ -91,12 +96,12 @@ class PixelRelations:
         labels = torch.tensor([self.constant(object()) for _ in range(int(which.max()) + 1)])
         return labels[which].reshape([size if dim in dims else 1 for dim, size in enumerate(values.shape)])
 
-    def derive(self, rows: np.ndarray, ordered: bool) -> Tensor:
+    def derive(self, rows: np.ndarray, ordered: bool, where: Hashable) -> Tensor:
         """The label of each row of labels, int64 (rows,): equal for equal rows; for a single member, that member."""
         _, first, which = np.unique(_keys(rows, ordered), return_index=True, return_inverse=True)
         rows = rows[first]
         labels = self.fresh(len(rows)).numpy()
-        self.derived[int(labels[0])] = rows, ordered
+        self.derived[int(labels[0])] = rows, ordered, where
         largest = rows.max(1)
         single = ((rows == largest[:, None]) | (rows == NONE)).all(1)
         return torch.from_numpy(np.where(single, largest, labels)[which.reshape(-1)])
@@ -113,7 +118,7 @@ class PixelRelations:
         if first.numel() > MOST:
             raise UserError(f"{where}: it combines more than {MOST:,} pairs of pixels")
         pairs = torch.stack([first.flatten(), second.flatten()], 1)
-        labels = self.derive(pairs.numpy(), True).reshape(first.shape)
+        labels = self.derive(pairs.numpy(), True, where).reshape(first.shape)
         return torch.where(first == FIXED, second, torch.where(second == FIXED, first, labels))
 
     def meet(self, first: Tensor, sizes: Any, second: Tensor, others: Any, where: Hashable) -> Tensor:
@@ -121,7 +126,7 @@ class PixelRelations:
 
     def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
         """The labels, of size 1 along `dims`, of what is computed from all entries along these dimensions."""
-        labels = self.derive(rows_along(ids, dims).numpy(), False)
+        labels = self.derive(rows_along(ids, dims).numpy(), False, where)
         return labels.reshape([1 if dim in dims else size for dim, size in enumerate(ids.shape)])
 
     def join_along(self, ids: Tensor, dims: list[int], where: Hashable) -> Tensor:
@@ -134,7 +139,7 @@ class PixelRelations:
             entries, row, counts = torch.unique_consecutive(places, return_inverse=True, return_counts=True)
             rows = torch.full([len(entries), int(counts.max())], NONE)
             rows[row, torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]] = labels
-            met[entries] = self.derive(rows.numpy(), False)
+            met[entries] = self.derive(rows.numpy(), False, where)
         return met.reshape(shape)
 
     def distinct(self, pieces: Sequence[Tensor]) -> list[Tensor]:
@@ -217,13 +222,18 @@ class PixelFlow(Flow):
                     )
                 where = where.flatten().numpy()
             else:
-                rows, ordered = derived[first] if first in derived else (opened[first][:, None].numpy(), True)
+                if first in opened:
+                    rows, ordered, by = opened[first][:, None].numpy(), True, "a layer along pixels"
+                else:
+                    rows, ordered, by = derived[first]
                 keys, wanted = (_keys(x, ordered) for x in (rows, _brought(rows, brought)))
                 order = np.argsort(keys)
                 where = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
-                if (keys[where] != wanted).any():
+                if (wrong := keys[where] != wanted).any():
+                    constant = (rows[wrong] < FIXED) & (rows[wrong] > NONE)
                     raise UserError(
-                        f"the net combines pixels in a way that doesn't commute with {symmetry.name}"
+                        f"the net combines pixels in a way that doesn't commute with {symmetry.name}, first at {by}"
+                        + (CONSTANT if constant.any() else "")
                     )
             brought[first : first + len(where)] = first + where
         return brought
@@ -293,7 +303,10 @@ def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
         if not isinstance(call.layer, nn.Conv2d) or call.layer.groups > 1:
             raise call.refusal(UNKNOWN)
         call.index("weight", 1, call.along(x, 1))
-    kernel = options.get("weight", rest[0] if rest else None)
+    kernel = getattr(call.layer, "weight", options.get("weight", rest[0] if rest else None))
+    pointwise = len(getattr(kernel, "shape", ())) == 4 and kernel.shape[2:].numel() == 1
+    if pointwise and call.shape[2:] == x.shape[2:] and 1 not in x.varies:
+        return Labels(call.shape, x.ids)  # whatever lies along these dimensions, such as pairs of tokens
     if isinstance(kernel, Weights) and kernel.shape[2:].numel() > 1:
         # `Symmetry.transform` moves the kernels of layers
         done = {id(layer.weight) for layer in call.flow.net.modules()

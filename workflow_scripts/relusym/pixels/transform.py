@@ -112,25 +112,46 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
 
 
 def _first_difference(traced: TracedNet, moved: fx.GraphModule, symmetry: Symmetry) -> str:
-    planted = traced.planted
-    here, there = kept_outputs(planted.graph, planted.x), kept_outputs(moved, symmetry.act(planted.x))
-    for name, act in actions(traced, symmetry, here).items():
-        if callable(act) and not relative_difference(act(here[name]), there[name]) < LIMIT:
-            return describe(next(node for node in planted.graph.graph.nodes if node.name == name))
+    nodes = traced.planted.graph.graph.nodes
+    known = _actions(traced, symmetry, {node.name for node in nodes})
+    for name in _wrong(traced, moved, symmetry, known):
+        return describe(next(node for node in nodes if node.name == name))
     return "its output"
 
 
 Action = Callable[[Tensor], Tensor]
 
 
+def _wrong(
+    traced: TracedNet, moved: fx.GraphModule, symmetry: Symmetry, known: dict[str, Action | str]
+) -> list[str]:
+    """The nodes at which τ acts otherwise at planted values, in the net's order."""
+    planted = traced.planted
+    here = kept_outputs(planted.graph, planted.x, known.__contains__)
+    there = kept_outputs(moved, symmetry.act(planted.x), known.__contains__)
+    return [name for name, act in known.items()
+            if callable(act) and not relative_difference(act(here[name]), there[name]) < LIMIT]  # fmt: skip
+
+
+@torch.no_grad()
 def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict[str, Action | str]:
-    """The action of τ on the outputs of graph nodes: it moves pixels, wherever they lie, such as among tokens.
+    """The action of τ on the outputs of graph nodes: it moves pixels, wherever they lie, such as among tokens. Where
+    strides are symmetric, it is checked at planted values.
 
     Returns:
         node's name → τ on a batch of its outputs; or the reason, in a line, why the node's pixels can't be moved or it
         doesn't depend on the image.
     """
-    flow, nodes = pixel_flow(traced, symmetry), set(nodes)
+    known = _actions(traced, symmetry, set(nodes))
+    if grid(traced, traced.image_shape, symmetry).symmetric:
+        planted = traced.planted
+        moved = planted.holding(_moved(traced, planted.net, symmetry))
+        known |= dict.fromkeys(_wrong(traced, moved, symmetry, known), "their pixels move in an unknown way")
+    return known
+
+
+def _actions(traced: TracedNet, symmetry: Symmetry, nodes: set[str]) -> dict[str, Action | str]:
+    flow = pixel_flow(traced, symmetry)
     images, known = flow.images(symmetry), {}
     for node, labels in flow.labels.items():
         if node.name not in nodes:

@@ -651,7 +651,7 @@ def _merged_from(options: argparse.Namespace) -> dict[str, Any]:
 def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     """Merge by weight matching, without images: only into the halfway net."""
     from relusym import checkpoint
-    from relusym.merging.merge import fixed_notes, merge_weights
+    from relusym.merging.merge import averaged_notes, fixed_notes, merge_weights
     from relusym.reporting import net_files, screen
 
     if options.matching != "weight":
@@ -679,6 +679,6 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
         "search": aligned.search.body(),
         "permutations": order,
         "checks": aligned.checks,
-        "notes": (notes := fixed_notes(aligned.traced)),
+        "notes": (notes := fixed_notes(aligned.traced) + averaged_notes(aligned.first, aligned.second)),
     }
     return numbers, lambda: screen.show_written("halfway, as it is", options.out, notes)
