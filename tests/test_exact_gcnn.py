@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
@@ -359,6 +360,23 @@ def test_narrow_layers_of_a_net_to_compile_are_folded_and_a_failing_compiler_is_
     assert (interpreted.compiled, compiled.compiled, compiled.seconds) == (False, True, {})
     assert compiled.multiplications["exact"] < interpreted.multiplications["exact"]
     assert any("no C++ compiler" in note and "aren't timed" in note for note in compiled.notes)
+
+
+def test_a_net_in_training_mode_is_taken_in_evaluation_mode_and_stays_as_it_is():
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.AdaptiveAvgPool2d(1),
+    )
+    net, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 4)), normalise(smooth_images(16, 8))
+    net(x)  # the batch norm's statistics
+    before, wanted = deepcopy(net.state_dict()), exact(deepcopy(net).eval(), [x])
+    result = exact(net, [x])
+    assert net.training and all(torch.equal(net.state_dict()[name], x) for name, x in before.items())
+    assert result.numbers() == wanted.numbers() and result.invariance_error["exact"] < 1e-5
 
 
 def test_a_size_at_which_strides_prevent_exact_invariance_is_named():

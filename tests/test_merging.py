@@ -44,6 +44,7 @@ from relusym.merging.repair import (
 from relusym.nets.vgg import VGG11
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
+from relusym.reporting.exact import exact
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, SYMMETRIES
 
 
@@ -446,6 +447,29 @@ def test_layers_before_a_classifier_that_is_a_function_are_repaired():
         stds = {name: of.std((0, 2, 3)) for name, of in maps.items()}
         wanted = (stds["net_1"] + stds["permuted"]) / 2
         torch.testing.assert_close(stds["repaired"], wanted, rtol=1e-2, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shift", [0, 40])
+def test_batch_norm_statistics_that_dont_fit_the_images_are_a_note(shift):
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    net, images = nn.Sequential(*layers, nn.Linear(16, 4)), Images(smooth_images(80), 40)
+    net[0].weight += net[0].weight.flip(3)  # the flipped net is the net, and so is the net halfway
+    net = reset_batch_norm(net, images)
+    net[-1].bias -= net(images.first(80, torch.device("cpu"))).mean(0)  # else they are all of one class
+    labels = answers(net, images)
+    net[1].running_mean += shift
+    merged, made = flip_merge(net, images, test_labels=labels), exact(net, images, labels)
+    for notes in (merged.notes, made.notes):
+        stale = [note for note in notes if "the net's batch norms don't fit these images" in note]
+        assert len(stale) == (shift > 0) and ("accuracy of 1.000, not" in "".join(stale)) == (shift > 0)
 
 
 KINDS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)

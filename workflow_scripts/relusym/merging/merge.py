@@ -36,6 +36,7 @@ from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
+FAR_BELOW_ZERO = -0.05  # a barrier
 INNER = "halfway", "reset", "repaired", "permuted"  # names of other nets
 METRICS = {"loss": LOSS}  # measured besides the accuracy
 RECORDED = ("accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks")
@@ -232,6 +233,8 @@ def _merge(
         traced=first,
     )
     merged.nets["permuted"] = aligned.second
+    known = merged.accuracy[names[0]], merged.accuracy["repaired"], images, test, merged.labels
+    merged.notes += statistics_notes(first, *known)
     return merged
 
 
@@ -263,6 +266,36 @@ def averaged_notes(first: nn.Module, *others: nn.Module) -> list[str]:
         if x.is_floating_point() and name not in known and any(not torch.equal(x, s[name]) for s in states)
     ]
     return [f"averaged as weights are: the buffers {listed(averaged, 3)}"] if averaged else []
+
+
+@torch.no_grad()
+def statistics_notes(
+    traced: TracedNet,
+    accuracy: float,
+    merged: float,
+    images: ImageSource,
+    test: ImageSource,
+    labels: Tensor | None,
+) -> list[str]:
+    """Whether a merged net, whose batch norms are reset on `images`, is more accurate for that alone, in a line.
+
+    Args:
+        accuracy, merged: fractions of `test`, of the net and of the merged net.
+    """
+    if not (traced.has_batch_norm and _is_far_above(merged, accuracy)):
+        return []
+    alone = evaluate(reset_batch_norm(traced.net, images), test, labels).means()["accuracy"]
+    if not _is_far_above(alone, accuracy):
+        return []
+    return [
+        f"the net's batch norms don't fit these images: reset on them alone, as the merged net's are, the net has an "
+        f"accuracy of {alone:.3f}, not {accuracy:.3f} (the merged net: {merged:.3f}), so that barriers mean little; "
+        "are images normalised as in its training? If so, reset the net first (relusym.merging.repair.reset_batch_norm)"
+    ]
+
+
+def _is_far_above(accuracy: float, other: float) -> bool:
+    return (barrier(other, accuracy) or 0.0) < FAR_BELOW_ZERO
 
 
 def ends_scores(

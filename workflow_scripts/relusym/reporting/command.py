@@ -24,7 +24,7 @@ a safetensors file or a state dict (no code in it is run), FILE:PREFIX for one o
 torchvision's nets also a name (default: the weights that the callable sets, or the package's pretrained ones)"""
 IMAGES = """\
 a folder of images; CIFAR10's official folder or archive, binary or Python; or an .npz or tensor file (entries images,
-labels)"""
+uint8 (N, H, W, channels), and labels)"""
 LABELS = """\
 'folder': the class folders, in alphabetical order; or a .npy or .txt file, one number per image, in the order of the
 images' names as text. Without labels, accuracy is agreement with the net itself; CIFAR10's official files come with

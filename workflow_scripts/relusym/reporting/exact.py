@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from relusym import __version__, checkpoint
 from relusym.channels.traced import TracedNet
-from relusym.channels.tracing import Handlers
+from relusym.channels.tracing import Handlers, unwrapped
 from relusym.data.batches import ImagesOnDevice
 from relusym.errors import UserError, first_line
 from relusym.evaluation.images import AnyImages, as_images, device_of
@@ -28,7 +28,7 @@ from relusym.merging.aligned import align
 from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, representations
 from relusym.merging.folded import COMPILED_SHARE, WORTHWHILE, Folded, folded, fused, multiplications
 from relusym.merging.identities import check_transformed
-from relusym.merging.merge import fixed_notes
+from relusym.merging.merge import fixed_notes, statistics_notes
 from relusym.nets.tied import TiedNet
 from relusym.pixels.grid import Grid, grid
 from relusym.pixels.transform import transformed
@@ -52,7 +52,7 @@ NETS = {
 }
 NOT_INVARIANT = (
     "So the exact GCNN isn't invariant at this size, though its kernels satisfy the constraint: give images of the "
-    "next size that is named (for photos, --size 256 225, say)."
+    "next size that is named (photos of a folder are resized: --size 256 225, say)."
 )
 Progress = Callable[[str, float], None]
 
@@ -146,12 +146,13 @@ def exact(
     symmetry = as_flip(symmetry)
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
+    net = unwrapped(net)
     logits = check_net("net", net, test)
     check_metrics(logits, labels, test, {})
     if logits.ndim != 2:
         raise UserError(f"the net's logits have {logits.ndim} dimensions; (B, classes) is needed")
     progress("matching", 0)
-    traced = TracedNet(net, test.shape, handlers)
+    traced = TracedNet(deepcopy(net).eval(), test.shape, handlers)
     with torch.no_grad():
         flipped = transformed(traced, symmetry)
         check_transformed(traced, flipped, symmetry, test)
@@ -203,6 +204,7 @@ def exact(
             *([] if met.symmetric else [NOT_INVARIANT]),
             *([] if _is_folded(fast) else [_unfolded(_is_folded(fold(worthwhile=0)), compiled)]),
             *fixed_notes(traced),
+            *statistics_notes(traced, accuracy["net"], accuracy["exact"], match, test, used),
         ],
     )
     if timing:
