@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import TINY, refused, settings_of
 from records import identifiable
-from small_nets import Images, conv_net, shuffled, smooth_images, vgg11
+from small_nets import Images, conv_net, net_of, shuffled, smooth_images, vgg11
+from torch import nn
 
 from relusym.channels.groups import rescale
 from relusym.channels.redundancy import EDITS, reduced, redundant, towers
@@ -75,6 +76,20 @@ def test_signs_pass_odd_activations_and_pools_and_scales_pass_homogeneous_ones(a
     assert net.admits(-1.0) == (signed if activation == "tanh" else set())
     assert net.admits(2.0) == (ALL if activation in ("relu", "leaky_relu") else set())
     assert all(group.node.startswith(f"features_{activation}") for group in net.groups)
+
+
+@net_of(lambda: {
+    "first": nn.Parameter(torch.randn(3, 16)), "second": nn.Parameter(torch.randn(16, 16)), "head": nn.Linear(16, 4)
+})  # fmt: skip
+def Products(self, x):
+    """Channels written along the second dimension of weights, where `rescale` takes them to be read."""
+    return self.head(torch.relu(torch.relu(x.mean((2, 3)) @ self.first) @ self.second))
+
+
+def test_channels_that_rescaling_multiplies_the_other_way_round_get_no_scales():
+    torch.manual_seed(0)
+    net = TracedNet(Products().eval(), (3, 8, 8))
+    assert len(net.groups) == 2 and net.admits(2.0) == set()
 
 
 def test_a_group_convolutional_net_keeps_its_activation_and_pools_when_written_out():

@@ -237,16 +237,20 @@ class TracedNet:
         """The groups each of whose channels may be multiplied by this number without changing what the net computes.
 
         That is -1 where activations are odd, and 2 where they are positively homogeneous, if everything that reads
-        them is, too; checked in float64, as the groups are.
+        them is, too, and if `rescale` multiplies the channels themselves, not what reads them; checked in float64, as
+        the groups are.
         """
         planted, admitted = self.planted, []
         for group in self.groups:
             every_second = torch.arange(group.size) % 2 == 0
             factors = {group.name: torch.where(every_second, factor, 1.0).double()}
             graph = planted.with_state(rescale(planted.net.state_dict(), [group], factors))
-            with torch.no_grad():
-                if relative_difference(planted.logits, logits_of(graph(planted.x))) < LIMIT:
-                    admitted.append(group.name)
+            wanted = {group.node, "output"}.__contains__
+            before, after = (kept_outputs(each, planted.x, wanted) for each in (planted.graph, graph))
+            here, there = (group.matched.rows(each[group.node], group.size) for each in (before, after))
+            pairs = (planted.logits, logits_of(after["output"])), (here * factors[group.name][:, None], there)
+            if all(relative_difference(*pair) < LIMIT for pair in pairs):
+                admitted.append(group.name)
         return frozenset(admitted)
 
     def _first_difference(
