@@ -70,6 +70,18 @@ def test_a_type_set_to_null_is_left_out_everywhere():
         assert left.subjects(kind) == kept
     none = settings_of(models={"cnn_inv": None})
     assert none.measured == ["curves", "universe"]  # the other measurements have only that type
+    assert none.compared == [] and "matchings" not in none.beyond
+
+
+@pytest.mark.parametrize("scale", ["demo", "laptop", "laptop_original", "identifiability", "paper"])
+def test_a_measurement_set_to_null_is_off_and_everything_else_is_as_before(scale):
+    before = Results(settings_of(scale=scale))
+    for name in before.settings.beyond:
+        after = Results(settings_of(scale=scale, beyond={name: None}))
+        of = {key: job.kind if job.matching is None else "matchings" for key, job in before.jobs.items()}
+        assert {*after.jobs} == {key for key, kind in of.items() if kind != name} < {*before.jobs}
+        assert not {name, f"{name}_figure"} & {*selection.findings(after.settings)}
+        assert not selection.types_in(selection.beyond_selection(after.settings, name))
 
 
 def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):

@@ -20,7 +20,7 @@ def _odd(points: int) -> int:
 class Options(declaration.Options):
     """The accuracy along the line between two nets."""
 
-    pairs: declaration.Pairs = key(declaration.OF_PAIRS, None)
+    pairs: declaration.Pairs = key(f"{declaration.OF_PAIRS}; null: none", None)
     points: Annotated[int, Field(ge=3, le=1001), AfterValidator(_odd), Number] = key(
         "of each curve; odd, so that one is halfway", 21
     )

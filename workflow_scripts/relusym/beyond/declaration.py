@@ -30,7 +30,7 @@ OF_PAIRS = "which of the scale's `pairs`"
 class Selection(Section):
     """Which nets are measured."""
 
-    models: OrNull[Parts] = key("which types of nets", None)
+    models: OrNull[Parts] = key("which types of nets; null: none", None)
     seeds: OrNull[Seeds] = key("null: all", None)
 
 

@@ -50,7 +50,10 @@ def page() -> str:
     fields = sections.ModelSection.model_fields
     parts += _part(3, "models.<id>", sections.ModelSection, [*fields.keys() - {*sections.SHARED}])
     parts += _part(4, "models.<id>.weights", sections.Weights)
-    parts += ["### `beyond`\n", "[Measurements beyond the paper](beyond.md), each with its nets.\n"]
+    parts += [
+        "### `beyond`\n",
+        "[Measurements beyond the paper](beyond.md), each with its nets; one that is null is off.\n",
+    ]
     for name, section in sections.BEYOND.items():
         parts += [*_part(4, f"beyond.{name}", section), *_below(5, section, prefix=f"beyond.{name}.")]
     return "\n".join(parts).rstrip() + "\n"

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from relusym import nets, paper_values
 from relusym.beyond import MEASUREMENTS
-from relusym.beyond.declaration import OF_PAIRS, Pair, Pairs, Selection
+from relusym.beyond.declaration import OF_PAIRS, Pair, Pairs, Parts, Selection
 from relusym.data import SymmetryName
 from relusym.matching import MATCHINGS, STARTS
 from relusym.schema import (
@@ -339,9 +339,10 @@ Compared = Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)
 
 
 class Matchings(Selection):
-    """The target `matchings`: its merges are flip_merge and pair_merge records."""
+    """The target `matchings`: its merges are flip_merge and pair_merge records. Left out: of all types and pairs."""
 
-    pairs: Pairs = key(OF_PAIRS, None)
+    models: OrNull[Parts] = key("which types of nets; null: all", None)
+    pairs: Pairs = key(f"{OF_PAIRS}; null: all", None)
     matchings: OrNull[Compared] = key("which ones are compared; null: the scale's `matchings`", None)
 
 

@@ -157,7 +157,11 @@ class Settings:
 
     @property
     def compared(self) -> list[str]:
-        """The matchings that the target `matchings` compares: those of its section, or the scale's."""
+        """The matchings that the target `matchings` compares: those of its section, or the scale's; none if the
+        section is null, or has no types left."""
+        beyond = self.sections.beyond
+        if beyond.matchings is None and "matchings" in beyond.model_fields_set:
+            return []
         return self.beyond.get("matchings", {}).get("matchings") or self.sections.matchings
 
     def model_of(self, training_id: str) -> Model:

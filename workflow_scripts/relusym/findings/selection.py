@@ -125,7 +125,7 @@ def beyond_selection(settings: Settings, name: str) -> dict[str, Any]:
     """Types and pairs of types of a measurement beyond the paper, as far as the config has them."""
     section = settings.beyond.get(name, {})
     models, pairs = section.get("models", []), section.get("pairs", [])
-    if name == "matchings":
+    if name == "matchings" and settings.compared:
         models = section.get("models", reproduced(settings))
         pairs = [pair for pair in section.get("pairs", settings.types_paired) if {*pair} <= {*models}]
     return {"models": models, "pairs": [list(pair) for pair in pairs]}

@@ -25,7 +25,7 @@ def select(settings: Settings) -> Selection:
     return {**COMMON["select"](settings), **matchings}
 
 
-OF_MATCHINGS = {"select": select, "exists": lambda settings: True, "keys": of_every_matching}
+OF_MATCHINGS = {"select": select, "exists": lambda settings: settings.compared, "keys": of_every_matching}
 DECLARED = COMMON | {"reads": ("train", "flip_merge", "pair_merge")} | OF_MATCHINGS
 TABLE = Table(__name__, LAYOUT, **DECLARED)
 FIGURE = Figure(__name__, name="matchings_figure", csvs=(".csv",), **DECLARED)
