@@ -16,6 +16,7 @@ PREPARED = sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared
 # Prepared images that differ from those that existing records were made from. They are reported before any job starts, and a
 # run that would mix the two is refused.
 OTHER_IMAGES = {}
+REMEDY = f"name those images in the config, root and label, or move {FOLDER} away to begin anew"
 if MAIN:
     if line := in_the_way([".snakemake", *(RESULTS.prefix + folder for folder in RESULTS.folders)]):
         sys.exit(f"error: {line}")
@@ -29,7 +30,6 @@ if MAIN:
         for prepared in PREPARED:
             if line := RESULTS.other_images(prepared):
                 OTHER_IMAGES[RESULTS.prefix + prepared] = line
-                print(f"notice: {line}", file=sys.stderr)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -89,7 +89,24 @@ def problems():
 def mixing():
     """Why a run would mix records of different images; None if it wouldn't."""
     read = {images_of(job) for job in jobs_to_run()} & {*OTHER_IMAGES}
-    return OTHER_IMAGES[min(read)] if read else None
+    return f"{OTHER_IMAGES[min(read)]}: {REMEDY}" if read else None
+
+
+@cache
+def tell_of_other_images():
+    """Print, once, that tables are made from records of other images, or, in a dry run, that the run would be refused."""
+    if line := mixing():
+        if not runs_jobs():  # a run ends with that line
+            print(f"notice: this run would be stopped before its first job: {line}", file=sys.stderr)
+        return
+    for line in OTHER_IMAGES.values():
+        tables = "tables are made from them all the same; to add records,"
+        print(f"notice: {line}: {tables} {REMEDY}", file=sys.stderr)
+
+
+if OTHER_IMAGES:
+    when_planned(tell_of_other_images)
+    atexit.register(tell_of_other_images)  # if nothing is planned
 
 
 RUN = []  # the rules of the jobs of this run

@@ -102,6 +102,23 @@ def runs_jobs():
     return inside(lambda: bool(workflow.scheduler) and not workflow.dryrun and not workflow.touch, False)
 
 
+def when_planned(tell):
+    """Call `tell` when the jobs are planned, before a dry run lists them: a dry run calls no handler. Without: never."""
+
+    def add():
+        from snakemake.logging import logger
+        from snakemake_interface_logger_plugins.common import LogEvent
+
+        def is_logged(record):
+            if getattr(record, "event", None) == LogEvent.RUN_INFO:
+                tell()
+            return True
+
+        logger.addFilter(is_logged)
+
+    inside(add, None)
+
+
 def all_rules():
     """Every rule, to list the possible targets. Without: an unknown target is Snakemake's own error."""
     return inside(lambda: [*workflow.rules], [])

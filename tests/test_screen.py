@@ -121,7 +121,7 @@ def test_a_failed_job_is_named_with_its_log_and_the_others_go_on(workflow):
 def test_a_dry_run_counts_jobs_by_rule_and_lists_them_all_when_asked(workflow):
     code, output = piped(workflow, "--dry-run")
     assert code == 0
-    assert "Would run 4 jobs" in output and "       3 train: cnn-0, cnn-1, cnn-2\n" in output
+    assert "Planned: 4 jobs" in output and "       3 train: cnn-0, cnn-1, cnn-2\n" in output
     assert "1 of each: all" in output and len(output.splitlines()) <= 5
     code, output = piped(workflow, "--dry-run", "--verbose")
     assert code == 0 and len(re.findall(r"^(?:local)?rule train:$", output, re.MULTILINE)) == 3

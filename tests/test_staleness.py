@@ -324,11 +324,14 @@ def test_a_run_on_other_images_than_those_of_its_records_ends_with_one_line_befo
     committed.record("train", "cnn-0").unlink()
     other_images(committed.folder / "data/generated-400-200-0.safetensors")
     before, line = kept(committed.folder), "were made from other images"
-    assert committed.snakemake("--dry-run").stdout.count(line) == 1
+    dry = committed.makes("--dry-run")
+    assert dry.count(line) == 1 and "tables are made" not in dry and "move results/tiny away" in dry
+    assert 0 <= dry.find("notice: this run would be stopped before its first job: ") < dry.find("Planned: ")
     lines = committed.fails().splitlines()
     (error,) = [text for text in lines if line in text and text.startswith("error: ")]
     assert kept(committed.folder) == before
-    assert "move results/tiny away" in error and "\nrule train:" not in latest_log(committed.folder)
+    assert "move results/tiny away" in error and "tables are made" not in error
+    assert "\nrule train:" not in latest_log(committed.folder)
 
 
 def test_before_images_are_prepared_records_are_distinguished_by_their_label(committed):
@@ -336,8 +339,11 @@ def test_before_images_are_prepared_records_are_distinguished_by_their_label(com
         inputs = load_record(path).get("inputs", {})
         if inputs.get("source"):
             change(path, inputs=inputs | {"source": "my own"})
-    assert "made from other images (my own)" in committed.makes("--dry-run", "table2")
-    committed.makes("table2")  # no images are mixed
+    planned, made, nothing = (committed.makes(*how, "table2") for how in (["--dry-run"], [], ["--dry-run"]))
+    for output in (planned, made, nothing):  # no images are mixed
+        assert output.count("made from other images (my own)") == output.count("tables are made from") == 1
+        assert "would be stopped" not in output
+    assert "Planned: 1 job" in planned and "Planned" not in nothing
     committed.record("train", "cnn-0").unlink()
     assert "(my own)" in committed.fails("table2")
     log = latest_log(committed.folder)

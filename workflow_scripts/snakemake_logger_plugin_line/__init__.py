@@ -187,7 +187,7 @@ class Run:
         indents = {"initial_indent": "       1 of each: ", "subsequent_indent": " " * 18}
         lines = [*sorted(lines, reverse=True), *textwrap.wrap(", ".join(single), 90, **indents)]
         jobs = "1 job" if self.total == 1 else f"{self.total:,} jobs"
-        return "\n".join([f"Would run {jobs} (the full list: --verbose):", *lines])
+        return "\n".join([f"Planned: {jobs} (the full list: --verbose)", *lines])
 
     def _seconds_left(self) -> float | None:
         """The unfinished jobs of each rule times the rule's mean time so far; None until a job has finished."""

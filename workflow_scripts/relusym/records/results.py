@@ -372,6 +372,5 @@ class Results:
             return None
         return (
             f"records such as {path} were made from other images ({images_of(record)}) than this config names "
-            f"({label}): tables are made from them all the same; to add records, name those images in the config, "
-            f"root and label, or move {self.folder} away to begin anew"
+            f"({label})"
         )
