@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT, finish, obstruct, snakemake_command, start
 from records import CODE, train
 
-from relusym.findings.layout import at_end, in_words
+from relusym.findings import declared
+from relusym.findings.layout import at_end, in_words, write_table
 from relusym.jobs.job_lock import JobLock
 from relusym.jobs.job_log import last_words
 from relusym.jobs.status import kind_status, screen, type_of
@@ -192,8 +193,11 @@ def test_the_sentence_states_what_the_table_shows_and_no_more(table2, with_loss,
 
 def test_a_run_ends_with_the_tables_and_figures_that_were_asked_for(table2, tmp_path):
     (tmp_path / "tables").mkdir()
-    table2.to_csv(tmp_path / "tables" / "table2.csv", index=False)
+    why = "GCNN-1 is left out: accuracy no better than chance"
+    layout = declared()["table2"].layout
+    write_table(table2, tmp_path / "tables" / "table2", layout, ["Data: shapes", why], NAMES)
     output = at_end(["table2", "figure4"], tmp_path, NAMES)
+    assert f"\n{why}\n" in output and "Data: shapes" not in output
     assert "CNN + inv-loss  0.800 ± 1.0e-2" in output and "paper" not in output
     assert f"{tmp_path}/tables/table2.md" in output and f"Picture: {tmp_path}/figures/figure4.png" in output
     everything = at_end(["all"], tmp_path, NAMES)

@@ -224,10 +224,12 @@ def _table(table: Table, folder: Path, models: Mapping[str, str], columns: int) 
     shown = human_table(ours, table.layout, models)
     text = tabulate(shown, "keys", "simple", showindex=False, disable_numparse=True)
     files = f"{stem}.md (with notes) and .csv"
+    notes = stem.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    left_out = [note.removeprefix("- ") for note in notes if note.startswith("- ") and " left out: " in note]
     if max(map(len, text.splitlines())) > columns:
         return f"{table.layout.title}: {files}"
     words = [in_words(frame, models)] if table.name == "table2" else []
-    return "\n".join(["", table.layout.title, text, *filter(None, words), files])
+    return "\n".join(["", table.layout.title, text, *filter(None, words), *left_out, files])
 
 
 def in_words(table2: pd.DataFrame, models: Mapping[str, str]) -> str:
