@@ -44,7 +44,8 @@ def files(name):
 
 
 # By the name of a table or figure: the part of the config and the jobs, by kind, whose records (or filters) it shows.
-selected, keys_of = cache(partial(selection.select, SETTINGS)), cache(partial(selection.keys, RESULTS))
+keys_of = cache(partial(selection.keys, RESULTS))
+selected = cache(lambda name: selection.select(selection.of_nets_shown(RESULTS, keys_of(name)), name))
 
 
 @cache

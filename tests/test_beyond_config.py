@@ -108,6 +108,22 @@ def test_notes_of_a_measurement_name_its_seeds_and_images(laptop, name, images, 
     assert f"Merging: {how}; invariance error over {invariance} images" in others
 
 
+def test_notes_name_the_seeds_of_the_nets_shown(laptop, monkeypatch, tmp_path):
+    results = Results(settings_of(scale="demo", seeds=0), str(tmp_path))
+
+    def nets(name, results=results):
+        settings = selection.of_nets_shown(results, selection.keys(results, name))
+        return [note for note in selection.select(settings, name)["notes"] if note.startswith("Scale ")]
+
+    assert nets("table2")[0].endswith("; seed 0") and "seeds" not in "".join(nets("table2"))
+    assert nets("exact_gcnn")[0].endswith("; seed 0")
+    done = results.key("train", ("gcnn", 2))
+    monkeypatch.setattr(results, "is_there", lambda key: key == done)
+    assert [note for note in nets("table2") if "seeds" in note] == ["Scale demo, GCNN: seeds 0, 2"]
+    assert nets("table2", laptop)[0].endswith("; seeds 0-11")
+    assert nets("beyond_claims", laptop)[0].endswith("; seeds 0, 9-11")
+
+
 @pytest.mark.parametrize("name", ["beyond_claims", "beyond_provenance"])
 def test_notes_on_several_measurements_dont_say_how_each_merges(laptop, name):
     notes = selection.select(laptop.settings, name)["notes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,21 @@ def findings(settings: Settings) -> list[str]:
 
 def select(settings: Settings, name: str) -> Selection:
     return {"names": settings.names, **declared()[name].select(settings)}
+
+
+def of_nets_shown(results: Results, keys: Mapping[str, list[str]]) -> Settings:
+    """The settings on the nets of these jobs alone, of each type that has any: notes then name the seeds of a table's
+    nets, which may be a part of the scale's, and include those that other runs have done."""
+    settings, shown = (
+        results.settings,
+        {net for key in chain(*keys.values()) for net in results.jobs[key].nets},
+    )
+    entries = {}
+    for id_, model in settings.models.items():
+        if seeds := [seed for seed in model.seeds if (id_, seed) in shown]:
+            entries[id_] = model.entry.model_copy(update={"seeds": seeds})
+    models = {**settings.sections.models, **entries}
+    return replace(settings, sections=settings.sections.model_copy(update={"models": models}))
 
 
 def keys(results: Results, name: str) -> dict[str, list[str]]:
