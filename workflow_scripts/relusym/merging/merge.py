@@ -233,8 +233,10 @@ def _merge(
         traced=first,
     )
     merged.nets["permuted"] = aligned.second
-    known = merged.accuracy[names[0]], merged.accuracy["repaired"], images, test, merged.labels
-    merged.notes += statistics_notes(first, *known)
+    accuracy = merged.accuracy
+    merged.notes += statistics_notes(
+        first, accuracy[names[0]], accuracy["repaired"], images, test, merged.labels
+    )
     return merged
 
 
