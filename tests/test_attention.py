@@ -7,7 +7,7 @@ import torch
 import torchvision
 from conftest import refused
 from small_nets import Images, net_of, shuffled, smooth_images
-from structures import Attended, Tokens, difference, with_statistics
+from structures import Attended, Excited, Normed, Tokens, difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import swin_transformer as swins
@@ -15,13 +15,16 @@ from torchvision.models import swin_transformer as swins
 from relusym.channels.groups import head_order, permute, random_permutations
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.errors import UserError
-from relusym.matching.match import Pair, match
+from relusym.matching.cyclic import best_involution
+from relusym.matching.match import Pair, assigned, match
+from relusym.merging.exact_gcnn import project
 from relusym.merging.identities import largest_difference
 from relusym.merging.layers import equivariance_errors, group_actions
+from relusym.merging.many import orbit_merge
 from relusym.merging.merge import flip_merge, merge
 from relusym.pixels.grid import grid
 from relusym.pixels.transform import check_planted, transformed
-from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
+from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, SYMMETRIES
 
 HEADS, CHANNELS = 4, 24
 
@@ -184,10 +187,35 @@ def test_heads_are_matched_by_the_best_total_of_their_channels():
     assert greedy.tolist() != first.tolist()
 
 
-def test_involutions_of_heads_are_refused_in_one_line():
-    net = with_statistics(Attended()).float()
-    with pytest.raises(UserError, match="not for nets with attention heads"):
-        flip_merge(net, Images(smooth_images(20), 20), matching="involution")
+@torch.no_grad()
+@pytest.mark.parametrize("structure", [Attended, Excited, Normed], ids=lambda structure: structure.__name__)
+def test_a_planted_involution_of_heads_is_found(structure):
+    torch.manual_seed(0)
+    images = Images(smooth_images(60), 30)
+    traced = TracedNet(with_statistics(structure()).float(), images.shape)
+    # drawn at random, but heads don't stay if they can be swapped
+    tables = {group.name: torch.rand(group.size, group.size).double()
+              - torch.eye(group.heads).repeat_interleave(group.size // group.heads, 0)
+              .repeat_interleave(group.size // group.heads, 1) for group in traced.groups}  # fmt: skip
+    planted = assigned(traced.groups, tables, best_involution)
+    heads = [head_order(planted[group.name], group.heads)[:, 0] for group in traced.groups if group.heads > 1]
+    assert heads and any(not torch.equal(order, torch.arange(len(order))) for order in heads)
+    net = project(traced, HORIZONTAL_FLIP, traced.groups, planted)
+    merged = flip_merge(net, images, matching="involution")
+    for group in traced.groups:
+        if group.heads > 1:
+            assert merged.permutations[group.name] == planted[group.name].tolist(), group.name
+    x = images.first(60, torch.device("cpu"))
+    for form in (net, merged.nets["halfway"]):
+        torch.testing.assert_close(form(x), form(x.flip(-1)), rtol=1e-4, atol=1e-4)
+
+
+def test_permutations_of_order_four_are_refused_for_heads_in_one_line():
+    net, images = with_statistics(Attended()).float(), Images(smooth_images(20), 20)
+    refused(
+        lambda: orbit_merge(net, QUARTER_TURN, images, images, torch.zeros(20).long(), matching="cyclic"),
+        match="not of order 4 for nets with attention heads, group norms or grouped",
+    )
 
 
 def swin(block, window=4):

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from conftest import python, refused
 from safetensors.torch import save_file
-from small_nets import net_of, smooth_images, vgg11
+from small_nets import Images, net_of, smooth_images, vgg11
+from structures import Attended, Excited, Normed, with_statistics
 from torch import nn
 
 from relusym import nets
@@ -119,6 +120,16 @@ def test_an_exact_gcnn_is_saved_and_loaded_and_stays_one_whatever_a_training_doe
     assert torch.equal(logits, tied(x))
     assert (logits - loaded(x.flip(-1))).abs().max() < 1e-5 * logits.abs().max()
     assert not torch.equal(logits, exact_gcnn(net, HORIZONTAL_FLIP, groups, permutations).eval()(x))
+
+
+@pytest.mark.parametrize("structure", [Attended, Excited, Normed], ids=lambda structure: structure.__name__)
+def test_the_exact_gcnn_of_a_net_with_heads_is_invariant_and_exported(structure):
+    torch.manual_seed(0)
+    result = exact(with_statistics(structure()).float(), Images(smooth_images(40), 20))
+    assert result.invariance_error["net"] > 1e-3 and result.invariance_error["exact"] < 1e-6
+    x = torch.randn(3, 3, 32, 32)
+    program = exported(result.folded, result.image_shape).module()
+    torch.testing.assert_close(program(x), result.plain(x), rtol=1e-4, atol=1e-4)
 
 
 def test_free_parameters_are_counted_by_fixed_and_swapped_channels():

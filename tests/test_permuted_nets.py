@@ -278,6 +278,36 @@ def test_the_groups_of_a_group_norm_are_permuted_whole_and_the_channels_within_e
     assert torch.allclose(permuted, net(images), atol=1e-5)
 
 
+def test_what_a_grouped_convolution_reads_and_writes_is_permuted_by_groups_and_within_each():
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(12 * 4 * 4, 5)),
+    )
+    read, written = groups = channel_groups(net, (3, 8, 8))
+    assert [(group.size, group.heads) for group in groups] == [(8, 4), (12, 4)] and read.tied == written.tied
+    weights = {(place.tensor, place.dim, place.block) for group in groups for place in group.places}
+    assert weights == {
+        ("0.weight", 0, 1),
+        ("2.weight", 1, 3),
+        ("2.weight", 0, 1),
+        ("2.bias", 0, 1),
+        ("5.weight", 1, 16),
+    }
+    order = torch.tensor([2, 0, 3, 1])
+    within = (
+        torch.tensor([[1, 0], [0, 1], [1, 0], [1, 0]]),
+        torch.tensor([[2, 0, 1], [0, 2, 1], [1, 2, 0], [0, 1, 2]]),
+    )
+    moved = {group.name: (order[:, None] * (group.size // 4) + inner).flatten()
+             for group, inner in zip(groups, within, strict=True)}  # fmt: skip
+    state = permute(net.state_dict(), groups, moved)
+    for g, former in enumerate(order):
+        kernels = net[2].weight[3 * former : 3 * former + 3]
+        assert torch.equal(state["2.weight"][3 * g : 3 * g + 3], kernels[within[1][g]][:, within[0][g]])
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.allclose(functional_call(net, state, images), net(images), atol=1e-5)
+
+
 # ---- merging
 
 MERGED = [of for of in STRUCTURES if of.__name__ not in ("Several", "UNet")]  # whose outputs are logits

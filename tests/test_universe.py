@@ -11,7 +11,7 @@ from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
 from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import channel_groups
 from relusym.evaluation.invariance import relative_invariance_error
-from relusym.matching.cyclic import best_cyclic
+from relusym.matching.cyclic import best_of_order_four
 from relusym.matching.universe import universe
 from relusym.merging.aligned import align_many
 from relusym.merging.exact_gcnn import project
@@ -170,7 +170,7 @@ def planted_turn(size, noise, seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_a_planted_permutation_of_order_four_is_found_exactly(seed):
     tables, turn = planted_turn(48, 0.9, seed)
-    assert torch.equal(best_cyclic(tables), turn)
+    assert torch.equal(best_of_order_four(tables), turn)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9, 30])
@@ -178,7 +178,7 @@ def test_every_result_is_exactly_of_order_four_whatever_the_tables(size):
     for seed in range(20):
         draw = torch.Generator().manual_seed(seed)
         first, second = (torch.randn(size, size, generator=draw, dtype=torch.float64) for _ in range(2))
-        turn = best_cyclic([first, second + second.T, first.T])
+        turn = best_of_order_four([first, second + second.T, first.T])
         assert torch.equal(turn.sort().values, torch.arange(size))
         assert torch.equal(powers(turn, 4)[4], torch.arange(size))
 

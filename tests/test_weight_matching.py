@@ -10,10 +10,10 @@ from structures import Attended, with_statistics
 from torch import nn
 
 from relusym import nets
-from relusym.channels.groups import permute, random_permutations
+from relusym.channels.groups import ChannelGroup, permute, random_permutations
 from relusym.channels.traced import channel_groups
-from relusym.matching.cyclic import best_cyclic
-from relusym.matching.match import Pair, Search, match
+from relusym.matching.cyclic import best_involution
+from relusym.matching.match import Pair, Search, assigned, match
 from relusym.merging.merge import flip_merge
 
 NETS = {
@@ -188,16 +188,21 @@ def objective(table, permutation):
     return float(table[torch.arange(len(table)), permutation].sum())
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 7])
-def test_the_best_involution_is_the_best_of_all(size):
+@pytest.mark.parametrize(("size", "heads"), [(1, 1), (2, 1), (5, 1), (7, 1), (6, 2), (6, 3)])
+def test_the_best_involution_is_the_best_of_all_that_keep_heads_whole(size, heads):
     random = torch.Generator().manual_seed(size)
+    group, width = ChannelGroup("conv", size, (), "conv", heads=heads), size // heads
+
+    def whole(p):
+        return all(len({j // width for j in p[i : i + width]}) == 1 for i in range(0, size, width))
+
     for _ in range(20):
         table = torch.rand(size, size, generator=random, dtype=torch.float64) * 2 - 0.7
         permutations = itertools.permutations(range(size))
-        involutions = [p for p in permutations if all(p[p[i]] == i for i in range(size))]
+        involutions = [p for p in permutations if all(p[p[i]] == i for i in range(size)) and whole(p)]
         best = max(objective(table, torch.tensor(p)) for p in involutions)
-        involution = best_cyclic([table])
-        assert torch.equal(involution[involution], torch.arange(size))
+        involution = assigned([group], {"conv": table}, best_involution)["conv"]
+        assert torch.equal(involution[involution], torch.arange(size)) and whole(involution.tolist())
         assert objective(table, involution) == pytest.approx(best, abs=1e-9)
 
 

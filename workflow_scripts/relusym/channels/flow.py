@@ -243,21 +243,22 @@ class Call:
         """
         if isinstance(weights, Labels | Tensor):
             self.combine(Labels.along(labels, dim, weights.shape), weights, shape=weights.shape)
-        elif isinstance(weights, Weights) and not self._is_whole(weights):
+        elif not self.is_whole(weights):
             self.meet(weights, Labels.along(labels, dim, weights.shape).ids)
         elif weights is not None and (name := self._name(weights)):
             self.flow.place_along(name, dim, labels, self)
 
-    def _is_whole(self, weights: Weights) -> bool:
+    def is_whole(self, weights: str | Weights | None) -> bool:
         """Whether weights are a parameter or buffer itself, or an entrywise function of it."""
+        if not isinstance(weights, Weights):
+            return True
         shape = self.flow.tensors[weights.name].shape
         same = len(weights.sources) == 1 and weights.shape == shape
         return same and in_order(weights.sources[weights.name], shape)
 
     def write(self, weights: str | Weights, dim: int, count: int) -> Tensor:
         """The labels of the channels that this operation writes: new ones, unless its weights wrote channels before."""
-        whole = not isinstance(weights, Weights) or self._is_whole(weights)
-        before = self.flow.places.get((self._name(weights), dim)) if whole else None
+        before = self.flow.places.get((self._name(weights), dim)) if self.is_whole(weights) else None
         labels = self.relations.fresh(count) if before is None else before
         self.index(weights, dim, labels)
         self.writes(labels)

@@ -32,12 +32,19 @@ class Place:
         dim: the dimension.
         block: number of entries that each channel spans.
         entries: the entries of the first channel, then of the second, and so on; None: all, in order.
+        flat: whether these are entries of dimensions 0 and 1 together: each group of a grouped convolution reads
+            channels of its own along dimension 1.
     """
 
     tensor: str
     dim: int
     block: int = 1
     entries: Sequence[int] | None = None
+    flat: bool = False
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The tensor with the entries along `dim`."""
+        return tensor.flatten(0, 1)[None] if self.flat else tensor
 
     def index(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """The entries of each of `size` channels, int64 (size, block)."""
@@ -47,6 +54,7 @@ class Place:
 
     def rows(self, tensor: Tensor, size: int) -> Tensor:
         """The entries of each of `size` channels in a tensor, one row per channel, (size, entries)."""
+        tensor = self.view(tensor)
         if self.entries is not None:
             tensor = tensor.index_select(self.dim, self.index(size, tensor.device).flatten())
         return tensor.movedim(self.dim, 0).reshape(size, -1)
@@ -56,8 +64,8 @@ class Place:
 class ChannelGroup:
     """Channels that one permutation acts on.
 
-    The channels of attention lie in heads of equal size, and those of a group norm in its groups, which are called
-    heads here, too: the permutation moves heads as a whole, and channels within each head.
+    The channels of attention lie in heads of equal size, and those of a group norm or a grouped convolution in its
+    groups, which are called heads here, too: the permutation moves heads as a whole, and channels within each head.
 
     Attributes:
         name: the last layer that writes to the group, such as `conv3` (on a residual stream, that of the last block);
@@ -68,7 +76,8 @@ class ChannelGroup:
             no output has them, as for parameters with one entry per head.
         outputs: every place of these channels in the outputs of graph nodes.
         heads: number of heads; 1: any permutation is allowed.
-        tied: a number shared by groups whose heads are permuted alike, such as queries and keys, and values.
+        tied: a number shared by groups whose heads are permuted alike, such as queries and keys, and values, or what a
+            grouped convolution reads and writes.
     """
 
     name: str
@@ -191,7 +200,7 @@ class ChannelPartition:
                     where = range(first, first + len(run)) if len(run) < len(roots) else None
                 places.append((group, int(counts[0]), where))
             self._places[id(labels)] = labels, places
-        return [(group, Place(tensor, dim, block, where))
+        return [(group, Place(tensor, dim, block, where, labels.ndim > 1))
                 for group, block, where in self._places[id(labels)][1]]  # fmt: skip
 
 
@@ -278,6 +287,7 @@ def permute(state: State, groups: list[ChannelGroup], permutations: Permutations
     """
     permuted = copy(state)  # keeps the versions of layers in the state dict's `_metadata`
     orders: dict[int | None, Tensor] = {}
+    moves: list[tuple[Place, int, Tensor]] = []
     for group in groups:
         permutation = torch.as_tensor(permutations.get(group.name, ()))
         whole = not permutation.is_floating_point()
@@ -288,15 +298,19 @@ def permute(state: State, groups: list[ChannelGroup], permutations: Permutations
             raise UserError(
                 f"group {group.name}: its permutation tears heads apart, or orders them unlike groups tied to it"
             )
-        for place in group.places:
-            if place.tensor not in permuted:
-                raise UserError(
-                    f"the state dict has no {place.tensor}: it isn't that of the net that was traced, which is the "
-                    "`net` of its TracedNet, with its weights computed if it is parametrized"
-                )
-            tensor = permuted[place.tensor]
-            order = reordered(place, group.size, permutation, tensor.shape[place.dim])
-            permuted[place.tensor] = tensor.index_select(place.dim, order.to(tensor.device))
+        moves += [(place, group.size, permutation) for place in group.places]
+    for place, size, permutation in sorted(moves, key=lambda move: move[0].flat):
+        if place.tensor not in permuted:
+            raise UserError(
+                f"the state dict has no {place.tensor}: it isn't that of the net that was traced, which is the "
+                "`net` of its TracedNet, with its weights computed if it is parametrized"
+            )
+        tensor = place.view(whole := permuted[place.tensor])
+        order = reordered(place, size, permutation, tensor.shape[place.dim])
+        if place.flat:  # the kernels are at their places already, since dimension 0 comes first
+            kernels = torch.arange(len(order)) // whole.shape[1]
+            order = kernels * whole.shape[1] + order % whole.shape[1]
+        permuted[place.tensor] = tensor.index_select(place.dim, order.to(tensor.device)).reshape(whole.shape)
     return permuted
 
 
@@ -322,9 +336,11 @@ def rescale(state: State, groups: list[ChannelGroup], factors: dict[str, Tensor]
                     factor = {"weight": factor.abs(), "running_mean": factor.sign()}.get(kind, factor**0)
             elif normed:
                 factor = factor.sign()
-            scale = tensor.new_ones(tensor.shape[place.dim])
+            view = place.view(tensor)
+            scale = view.new_ones(view.shape[place.dim])
             scale[place.index(group.size, tensor.device)] = factor[:, None]
-            scaled[place.tensor] = tensor * scale.reshape(-1, *[1] * (tensor.ndim - 1 - place.dim))
+            view = view * scale.reshape(-1, *[1] * (view.ndim - 1 - place.dim))
+            scaled[place.tensor] = view.reshape(tensor.shape)
     return scaled
 
 

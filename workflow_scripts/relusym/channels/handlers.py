@@ -65,7 +65,7 @@ ACTIVATING = set(NAMES["activating"])
 
 
 def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transposed: bool, dim: int) -> Labels:
-    """The channels of a convolution, or of a linear layer along the last dimension; each group is one channel."""
+    """The channels of a convolution, or of a linear layer along the last dimension."""
     if isinstance(weight, Labels | Tensor):
         return _filtered(call, x, weight, bias, groups, dim)
     shape = call.layer.weight.shape if isinstance(weight, str) else weight.shape
@@ -82,13 +82,30 @@ def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transpose
     if groups == 1:
         written = projected(call, read, weight, bias, shape[writes], reads)
     else:
-        rows = read.clamp(min=FIXED).reshape(groups, -1)
-        each = call.relations.join_along(rows, [1], call.node.name)
-        written = each.expand(-1, call.shape[dim] // groups).flatten()
-        call.index(weight, 0, each.expand(-1, len(read) // groups).flatten() if transposed else written)
-        call.writes(written)
+        written = _grouped(call, read.clamp(min=FIXED).reshape(groups, -1), weight, transposed, dim)
         call.index(bias, 0, written)
     return Labels.along(written, dim, call.shape)
+
+
+def _grouped(call: Call, rows: Tensor, weight: Any, transposed: bool, dim: int) -> Tensor:
+    """The channels that a grouped convolution writes; a row of channels is read by each group.
+
+    A group's input and output channels are heads, permuted alike; a kernel has its own group's along dimension 1. Those
+    of a transposed or depthwise convolution, or of one whose kernels are computed, move as one channel.
+    """
+    count = call.shape[dim] // len(rows)
+    if transposed or rows.shape[1] == count == 1 or not call.is_whole(weight):
+        each = call.relations.join_along(rows, [1], call.node.name)
+        written = each.expand(-1, count).flatten()
+        call.index(weight, 0, each.expand_as(rows).flatten() if transposed else written)
+        call.writes(written)
+        return written
+    heads = call.relations.nest(rows, [1], call.node.name)
+    written = call.write(weight, 0, call.shape[dim])
+    call.relations.nest(written.reshape(len(rows), -1), [1], call.node.name, heads)
+    if rows.shape[1] > 1:
+        call.index(weight, 1, rows.repeat_interleave(count, 0))
+    return written
 
 
 def projected(call: Call, read: Tensor, weight: Any, bias: Any, count: int, reads: int = 1) -> Tensor:

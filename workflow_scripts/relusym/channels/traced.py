@@ -194,7 +194,7 @@ class TracedNet:
         root = flow.relations.root
         for group in self.groups:
             for place in group.places:
-                labels = flow.places[place.tensor, place.dim][place.index(group.size).flatten()]
+                labels = flow.places[place.tensor, place.dim].flatten()[place.index(group.size).flatten()]
                 moved.update(map(root, labels.tolist()))
         *nodes, output = flow.module.graph.nodes
         ends = {output}  # and what it reads, up to the layers that write it

@@ -10,23 +10,20 @@ from torch import Tensor
 
 from relusym.channels.groups import ChannelGroup
 from relusym.errors import UserError
-from relusym.matching.match import Matching, Pair
+from relusym.matching.match import Matching, Pair, assigned
 
 RESOLUTION = 2**40  # of correlations as integers, for which matching a general graph is exact
 ORDERS = 2, 4
 
 
 def involution(pair: Pair) -> Matching:
-    """The involutions that maximise the matched channels' correlations, exactly. UserError for attention heads and
-    group norms.
-    """
-    _check_heads("involution", pair.groups)
-    return pair.matched_by({name: best_cyclic([table]) for name, table in pair.correlations.items()})
+    """The involutions that maximise the matched channels' correlations, exactly."""
+    return pair.matched_by(assigned(pair.groups, pair.correlations, best_involution))
 
 
 def cyclic(groups: list[ChannelGroup], correlations: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The permutations 1, P, … Pⁿ⁻¹ of a net's transformed copies, with Pⁿ = 1 as for a GCNN; P is `best_cyclic`.
-    UserError if n is neither 2 nor 4, or if the net has attention heads or group norms.
+    """The permutations 1, P, … Pⁿ⁻¹ of a net's transformed copies, with Pⁿ = 1 as for a GCNN; as they fit best.
+    UserError if n is neither 2 nor 4, or if n is 4 and channels lie in heads, as in `ChannelGroup`.
 
     Args:
         correlations: group name → correlations between the channels of a net transformed by τ⁰ to τⁿ⁻¹, (n, C, n, C).
@@ -34,29 +31,37 @@ def cyclic(groups: list[ChannelGroup], correlations: dict[str, Tensor]) -> list[
     Returns:
         for each copy: group name → int64 (C,), the copy's channel that each channel of the net is matched to.
     """
-    _check_heads("cyclic", groups)
     count = next(iter(correlations.values())).shape[0]
     if count not in ORDERS:
         raise UserError(f"matching cyclic: a symmetry of order {count}; allowed are orders 2 and 4")
+    if count > 2 and any(group.heads > 1 for group in groups):
+        raise UserError(
+            f"matching cyclic: not of order {count} for nets with attention heads, group norms or grouped "
+            "convolutions; use activation or universe"
+        )
     copies = torch.arange(count)
+    # copies j and j + k differ by τᵏ for every j, so their correlations are averaged over j
+    apart = {name: [table[copies, :, (copies + k) % count].mean(0) for k in range(1, count)]
+             for name, table in correlations.items()}  # fmt: skip
+    if count == 2:
+        steps = assigned(groups, {name: once for name, (once,) in apart.items()}, best_involution)
+    else:
+        steps = {name: best_of_order_four(tables) for name, tables in apart.items()}
     powers = [{} for _ in range(count)]
-    for name, table in correlations.items():
-        # copies j and j + k differ by τᵏ for every j, so their correlations are averaged over j
-        apart = [table[copies, :, (copies + k) % count].mean(0) for k in range(1, count)]
-        step = best_cyclic(apart)
+    for name, step in steps.items():
         powers[0][name] = torch.arange(len(step))
         for before, after in pairwise(powers):
             after[name] = step[before[name]]
     return powers
 
 
-def best_cyclic(tables: Sequence[Tensor]) -> Tensor:
-    """A permutation p with pⁿ = 1 and a large Σₖ Σᵢ tables[k − 1][i, pᵏ(i)], k = 1 to n − 1.
+def best_of_order_four(tables: Sequence[Tensor]) -> Tensor:
+    """A permutation p with p⁴ = 1 and a large Σₖ Σᵢ tables[k − 1][i, pᵏ(i)], k = 1 to 3.
 
-    For order 2 the sum is the largest possible. For order 4 that would be a four-dimensional matching, too hard to
-    solve exactly, so it is done in three steps, each exact: p² is matched by tables[1] alone; then its swaps are paired
-    into those cycles of four that gain the most; all remaining channels are fixed or swapped by p. A planted p is
-    recovered wherever channels correlate most with their images under it.
+    The largest sum would be a four-dimensional matching, too hard to solve exactly, so it is done in three steps, each
+    exact: p² is matched by tables[1] alone; then its swaps are paired into those cycles of four that gain the most; all
+    remaining channels are fixed or swapped by p. A planted p is recovered wherever channels correlate most with their
+    images under it.
 
     Args:
         tables: for each power, float (C, C): the worth of matching a channel to another.
@@ -65,10 +70,8 @@ def best_cyclic(tables: Sequence[Tensor]) -> Tensor:
         int64 (C,).
     """
     turns = [table.cpu().double().numpy() for table in tables]
-    if len(turns) == 1:
-        return torch.from_numpy(_best_involution(turns[0]))
     once, twice = turns[0] + turns[2].T, turns[1]
-    square = _best_involution(twice)
+    square = best_involution(twice)
     here = np.flatnonzero(square > np.arange(len(square)))  # the first of each pair of channels that p² swaps
     there = square[here]
     gained = twice[here, there] + twice[there, here] - twice[here, here] - twice[there, there]
@@ -81,11 +84,11 @@ def best_cyclic(tables: Sequence[Tensor]) -> Tensor:
         i, j = (i, j) if cycle[i, j] >= cycle[j, i] else (j, i)
         permutation[[here[i], here[j], there[i], there[j]]] = here[j], there[i], there[j], here[i]
     rest = np.flatnonzero(permutation < 0)
-    permutation[rest] = rest[_best_involution(once[np.ix_(rest, rest)])]
+    permutation[rest] = rest[best_involution(once[np.ix_(rest, rest)])]
     return torch.from_numpy(permutation)
 
 
-def _best_involution(table: np.ndarray) -> np.ndarray:
+def best_involution(table: np.ndarray) -> np.ndarray:
     """The permutation p with p(p(i)) = i that has the largest Σ table[i, p(i)].
 
     Swapping i and j gains table[i, j] + table[j, i] over leaving both fixed, table[i, i] + table[j, j]: the
@@ -107,10 +110,3 @@ def _matched(gains: np.ndarray) -> set[tuple[int, int]]:
         list(zip(*edges.T.tolist(), weights[tuple(edges.T)].tolist(), strict=True))
     )
     return rustworkx.max_weight_matching(graph, weight_fn=int)
-
-
-def _check_heads(matching: str, groups: list[ChannelGroup]) -> None:
-    if any(group.heads > 1 for group in groups):
-        raise UserError(
-            f"matching {matching}: not for nets with attention heads or group norms; use activation or weight"
-        )

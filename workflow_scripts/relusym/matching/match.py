@@ -189,7 +189,11 @@ def _moments(state: State, group: ChannelGroup) -> Tensor:
     return torch.stack(sums, 1)
 
 
-def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def assigned(
+    groups: list[ChannelGroup],
+    tables: Mapping[str, Tensor],
+    involution: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> dict[str, Tensor]:
     """The permutations that maximise the total worth of the matched channels.
 
     Two heads are worth as much as the best assignment of their channels.
@@ -198,6 +202,7 @@ def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[s
         groups: either all or none of those whose heads are tied to each other.
         tables: group name → worth of matching two channels, float (C, C); a group without a table is ordered as the
             heads that it is tied to.
+        involution: the best p with p(p(i)) = i by a table of worths, if the permutations are to be such.
     """
     permutations = {}
     for unit in units([group for group in groups if group.heads > 1 or group.name in tables]):
@@ -209,10 +214,16 @@ def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[s
             if group.name not in tables:
                 continue
             blocks = tables[group.name].cpu().numpy().reshape(heads, count, heads, count).swapaxes(1, 2)
-            for pair in np.ndindex(heads, heads):
-                columns = within[group.name][pair] = _assignment(blocks[pair])
-                worth[pair] += blocks[pair][range(count), columns].sum()
-        order = _assignment(worth)
+            for a, b in np.ndindex(heads, heads):
+                if involution is None:
+                    columns = _assignment(blocks[a, b])
+                elif a < b:  # swapped heads swap their channels
+                    columns = _assignment(blocks[a, b] + blocks[b, a].T)
+                else:
+                    columns = involution(blocks[a, a]) if a == b else within[group.name][b, a].argsort()
+                within[group.name][a, b] = columns
+                worth[a, b] += blocks[a, b][range(count), columns].sum()
+        order = (involution or _assignment)(worth)
         for name, columns in within.items():
             channels = order[:, None] * columns.shape[2] + columns[range(heads), order]
             permutations[name] = torch.from_numpy(channels.flatten())

@@ -301,7 +301,9 @@ def folded(
     axis = axes(symmetry)[-1] - 4
     wide, planted = deepcopy(net.net).double().eval(), net.planted
     expected = logits_of(planted.holding(wide)(planted.x))
-    orders = {name: torch.cat(_parts(partner.cpu())) for name, partner in permutations.items()}
+    whole = [group.name for group in groups if group.heads > 1]  # their channels stay in order
+    orders = {name: torch.arange(len(partner)) if name in whole else torch.cat(_parts(partner.cpu()))
+              for name, partner in permutations.items()}  # fmt: skip
     wide.load_state_dict(permute(wide.state_dict(), groups, orders))
     partners = {name: order.argsort()[permutations[name].cpu()[order]] for name, order in orders.items()}
     _fuse_batch_norms(net, wide)

@@ -129,8 +129,7 @@ def exact(
     progress: Progress = lambda stage, done: None,
 ) -> Exact:
     """Make the exact GCNN of a net: involution matching, the halfway net with REPAIR, projection, and any fine-tuning.
-    UserError as in `flip_merge`, for a symmetry whose order isn't 2, for a net with attention heads or group norms, or
-    if the fine-tuning diverges.
+    UserError as in `flip_merge`, for a symmetry whose order isn't 2, or if the fine-tuning diverges.
 
     Args:
         net: isn't changed.

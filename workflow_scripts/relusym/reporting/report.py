@@ -333,7 +333,7 @@ def partners(
 
     def visit(node: str, outputs: list[Tensor]) -> None:
         for group in compared_at.get(node, ()):
-            if (group.matched.dim, group.matched.block, group.heads) != (1, 1, 1):
+            if (group.matched.dim, group.matched.block) != (1, 1):
                 continue  # tokens, and what attention computes, make no picture
             output = group_output(group, outputs[0])
             if output.ndim == 4 and min(output.shape[2:]) >= SMALLEST:
