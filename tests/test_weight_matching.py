@@ -3,6 +3,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+import rustworkx
 import torch
 import torchvision
 from small_nets import PIXELS, Images, conv_net, net_of, smooth_images, vgg11
@@ -204,6 +205,23 @@ def test_the_best_involution_is_the_best_of_all_that_keep_heads_whole(size, head
         involution = assigned([group], {"conv": table}, best_involution)["conv"]
         assert torch.equal(involution[involution], torch.arange(size)) and whole(involution.tolist())
         assert objective(table, involution) == pytest.approx(best, abs=1e-9)
+
+
+def test_the_best_involution_of_many_channels_is_that_of_a_matching_of_all_pairs():
+    random = torch.Generator().manual_seed(0)
+    for size in range(20, 80, 4):
+        table = torch.rand(size, size, generator=random, dtype=torch.float64) - 0.5
+        gains = table + table.T - table.diag()[:, None] - table.diag()
+        graph = rustworkx.PyGraph()
+        graph.add_nodes_from(range(size))
+        graph.add_edges_from(
+            [(i, j, round(float(gains[i, j]) * 2**40)) for i in range(size) for j in range(i)]
+        )
+        pairs = rustworkx.max_weight_matching(graph, weight_fn=int)
+        best = float(table.diag().sum()) + sum(float(gains[pair]) for pair in pairs)
+        assert objective(table, torch.from_numpy(best_involution(table.numpy()))) == pytest.approx(
+            best, abs=1e-8
+        )
 
 
 @pytest.mark.slow(seconds=1)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import rustworkx
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from relusym.channels.groups import ChannelGroup
@@ -13,6 +14,7 @@ from relusym.errors import UserError
 from relusym.matching.match import Matching, Pair, assigned
 
 RESOLUTION = 2**40  # of correlations as integers, for which matching a general graph is exact
+TIED = 1e-9  # sums of gains that differ by less are equal up to rounding
 ORDERS = 2, 4
 
 
@@ -101,12 +103,37 @@ def best_involution(table: np.ndarray) -> np.ndarray:
 
 
 def _matched(gains: np.ndarray) -> set[tuple[int, int]]:
-    """The disjoint pairs of channels with the largest sum of gains, symmetric (C, C), each of them positive."""
-    weights = np.rint(np.triu(gains, 1) * RESOLUTION).astype(np.int64)
+    """The disjoint pairs of channels with the largest sum of gains, symmetric (C, C), each of them positive.
+
+    Matching a general graph of all pairs is slow. An assignment is quick, and gains at least as much; if its cycles can
+    be cut into pairs without a loss, these are the best. If not, few pairs are left to match: those whose slack below
+    the assignment's dual prices, pᵢ + pⱼ − gains[i, j] ≥ 0, isn't larger than the loss.
+    """
+    gains = np.maximum(np.triu(gains, 1), 0)
+    gains += gains.T
+    channels, partner = linear_sum_assignment(gains, maximize=True)
+    pairs = _matched_among(gains, np.stack([channels, partner], 1))
+    assigned_gains = gains[channels, partner]
+    loss = assigned_gains.sum() - 2 * sum(gains[pair] for pair in pairs)
+    if loss < TIED:
+        return pairs
+    columns, rows = np.zeros(len(gains)), channels
+    while len(rows):  # Bellman-Ford, from the rows whose partner's price has risen
+        offers = ((columns[partner[rows]] - assigned_gains[rows])[:, None] + gains[rows]).max(0)
+        risen = offers > columns + TIED / len(gains)
+        columns = np.where(risen, offers, columns)
+        rows = channels[risen[partner]]
+    prices = (assigned_gains - columns[partner] + columns) / 2
+    slack = 2 * (prices[:, None] + prices - gains)
+    return _matched_among(gains, np.argwhere(slack <= loss + TIED))
+
+
+def _matched_among(gains: np.ndarray, pairs: np.ndarray) -> set[tuple[int, int]]:
+    """As `_matched`, of these pairs, (n, 2)."""
+    pairs = np.unique(np.sort(pairs, 1), axis=0)
+    weights = np.rint(gains[tuple(pairs.T)] * RESOLUTION).astype(np.int64)
+    pairs, weights = pairs[weights > 0], weights[weights > 0]
     graph = rustworkx.PyGraph()
-    graph.add_nodes_from(range(len(weights)))
-    edges = np.argwhere(weights > 0)
-    graph.extend_from_weighted_edge_list(
-        list(zip(*edges.T.tolist(), weights[tuple(edges.T)].tolist(), strict=True))
-    )
+    graph.add_nodes_from(range(len(gains)))
+    graph.extend_from_weighted_edge_list(list(zip(*pairs.T.tolist(), weights.tolist(), strict=True)))
     return rustworkx.max_weight_matching(graph, weight_fn=int)
