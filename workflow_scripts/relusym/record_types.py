@@ -18,6 +18,7 @@ Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Barrier = Annotated[float, Field(le=1)]  # equation (4); 1 if the halfway net is wrong on every image
+FAR_BELOW_ZERO = -0.05  # a barrier that means little: the halfway net is better than what it is made of
 AbsoluteBarrier = Annotated[float, Field(ge=-1, le=1)]
 Similarity = Annotated[float, Field(ge=-1.001, le=1.001)]  # a mean correlation, rounded
 Count = Annotated[int, Field(ge=1)]

@@ -12,6 +12,7 @@ from typing import Any
 from relusym import checkpoint, cifar10, paper_values
 from relusym.errors import UserError
 from relusym.findings import Inputs, Record, Selection, np, pd
+from relusym.record_types import FAR_BELOW_ZERO
 from relusym.records.fields import images_of, nets_of
 from relusym.records.files import load_record
 from relusym.records.fingerprint import differences
@@ -265,7 +266,6 @@ def beside_paper(ours: pd.DataFrame, number: int, key: list[str]) -> pd.DataFram
 
 NO_NETS = "filters", "flipped_training", "theory"  # kinds
 SAME_ACCURACY = 0.005  # one image of 200: rounding on another device doesn't change it by more
-FAR_BELOW_ZERO = -0.05  # a barrier
 ACCURACIES = {  # by kind, those of the nets as trained; for a line, of its ends
     "train": lambda record: [record["accuracy"]],
     "flip_merge": lambda record: [record["accuracy"]["net"]],

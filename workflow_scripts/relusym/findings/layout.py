@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from relusym.findings import Table, declared, pd
-from relusym.findings.frames import FAR_BELOW_ZERO
+from relusym.record_types import FAR_BELOW_ZERO
 from relusym.whole_files import write_text
 
 COMMON = {"model": "Model", "model_1": "Model 1", "model_2": "Model 2", "n": "n", "left_out": "Left out"}

@@ -33,10 +33,10 @@ from relusym.merging.repair import repair_notes, repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
+from relusym.record_types import FAR_BELOW_ZERO
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
-FAR_BELOW_ZERO = -0.05  # a barrier
 INNER = "halfway", "reset", "repaired", "permuted"  # names of other nets
 METRICS = {"loss": LOSS}  # measured besides the accuracy
 RECORDED = ("accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks")
