@@ -47,6 +47,7 @@ def turned_thrice(net):
     return nets
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize(("make", "images"), [(vgg11, IMAGES), (resnet, ODD), (transformer, IMAGES)])
 def test_planted_permutations_of_several_nets_are_found_exactly_and_cycles_are_the_identity(make, images):
     net = make()
@@ -114,6 +115,7 @@ def test_the_universe_is_optimal_for_small_tables_and_never_worse_than_matching_
     assert best >= 11
 
 
+@pytest.mark.slow(seconds=2)
 def test_three_nets_are_merged_into_one_and_by_matching_each_to_the_first():
     nets = [vgg11(seed) for seed in range(3)]
     labels = answers(nets[0], IMAGES)
@@ -135,6 +137,7 @@ def test_three_nets_are_merged_into_one_and_by_matching_each_to_the_first():
     assert any(similarity[name].sum() > table.sum() + 1e-6 for name, table in to_first.items())
 
 
+@pytest.mark.slow(seconds=2)
 def test_two_nets_at_once_are_merged_like_a_pair():
     nets = vgg11(0), vgg11(1)
     labels = answers(nets[0], IMAGES)
@@ -183,6 +186,7 @@ def test_every_result_is_exactly_of_order_four_whatever_the_tables(size):
         assert torch.equal(powers(turn, 4)[4], torch.arange(size))
 
 
+@pytest.mark.slow(seconds=2)
 @torch.no_grad()
 def test_a_gcnn_of_quarter_turns_with_its_channels_shuffled_is_found_exactly():
     gcnn = vgg11(group_convs=8, symmetry=QUARTER_TURN)
@@ -199,6 +203,7 @@ def test_a_gcnn_of_quarter_turns_with_its_channels_shuffled_is_found_exactly():
         torch.testing.assert_close(exact.state_dict()[key], tensor, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow(seconds=3)
 @torch.no_grad()
 def test_the_mean_of_a_nets_four_turned_copies_is_a_gcnn_if_matched_cyclically_and_not_otherwise():
     turned = turned_thrice(vgg11())
