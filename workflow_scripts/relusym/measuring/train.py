@@ -147,7 +147,7 @@ def train_record(
         device=device,
         symmetry=symmetry,
         state=job.state,
-        of={"net": job.name, "images": inputs["data"], "first weights": inputs.get("start")},
+        depends_on={"net": job.name, "images": inputs["data"], "first weights": inputs.get("start")},
         save_every=job.save_every,
         interrupted=interrupted,
         report=report,

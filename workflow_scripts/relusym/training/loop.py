@@ -117,14 +117,14 @@ class Training:
 class State:
     """All that a training resumes from (net, optimizer, scaler, a row per epoch), kept in a file if there is a path.
 
-    `of`: what else the training depends on, by name, such as the images' hash.
+    `depends_on`: what else the training depends on, by name, such as the images' hash.
     """
 
     path: Path | None
     training: Training
     optimizer: Sgd
     scaler: torch.amp.GradScaler
-    of: dict[str, Any] = field(default_factory=dict)
+    depends_on: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def save(self, step: int = 0, sums: Tensor | None = None) -> None:
@@ -143,7 +143,7 @@ class State:
             "step": step,
             "scaler": self.scaler.state_dict(),
             "seconds": seconds,
-            "of": self.of,
+            "of": self.depends_on,  # its name in states that are kept
         }
         checkpoint.save(self.path, tensors, about)
 
@@ -153,8 +153,8 @@ class State:
             return 0, None
         tensors, about = checkpoint.load(self.path, next(self.training.net.parameters()).device)
         weights = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
-        its = about.get("of", self.of)  # older states lack it
-        if others := [name for name, ours in self.of.items() if its.get(name) != ours]:
+        its = about.get("of", self.depends_on)  # older states lack it
+        if others := [name for name, ours in self.depends_on.items() if its.get(name) != ours]:
             raise UserError(
                 f"{self.path} is the state of a training of other {others[0]}: delete it, and this one starts over"
             )
@@ -215,7 +215,7 @@ def train(
     device: torch.device,
     symmetry: Symmetry = HORIZONTAL_FLIP,
     state: Path | None = None,
-    of: dict[str, Any] | None = None,
+    depends_on: dict[str, Any] | None = None,
     save_every: int = 1,
     interrupted: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -231,7 +231,7 @@ def train(
         symmetry: of the invariance loss.
         state: where the first process saves the training state, every `save_every` epochs; if the file exists, the
             training resumes from it. The caller gives other settings another file, and removes it in the end.
-        of: see `State`; if the file's is another, that is a UserError.
+        depends_on: see `State`; if the file's is another, that is a UserError.
         interrupted: called after every step; once it returns true in any process, the state is saved and the training
             ends.
         report, snapshot: called in the first process with the progress, at least once an epoch, and with the net,
@@ -245,7 +245,7 @@ def train(
     dtype = autocast_to(recipe.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     result = Training(net)
-    kept = State(state, result, optimizer, scaler, of or {})
+    kept = State(state, result, optimizer, scaler, depends_on or {})
     done, sums = kept.restore()
     gpus = [device.index] if device.type == "cuda" else None
     forward = DistributedDataParallel(net, gpus) if world_size() > 1 else net
