@@ -1,4 +1,5 @@
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from relusym.merging.layers import (
 )
 from relusym.merging.merge import flip_merge, merge
 from relusym.merging.partial import partial_merges, parts
+from relusym.pixels import transform
 from relusym.reporting.exact import exact
 from relusym.reporting.report import Unfinished, report
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, SYMMETRIES
@@ -62,6 +64,14 @@ def test_a_layers_error_is_measured_where_its_pixels_are_or_the_reason_is_noted(
         assert ("pooled: their pixels move in an unknown way" in " ".join(whole.notes)) == (
             "pooled" in errors
         )
+
+
+def test_a_report_checks_where_pixels_move_once(monkeypatch):
+    checked = Mock(wraps=transform._wrong)
+    monkeypatch.setattr(transform, "_wrong", checked)
+    images = [smooth_images(40, 16).permute(0, 3, 1, 2) / 255]
+    notes = report(Turned().eval(), images, partial_images=0).notes
+    assert "pooled: their pixels move in an unknown way" in " ".join(notes) and checked.call_count == 1
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=SYMMETRIES)

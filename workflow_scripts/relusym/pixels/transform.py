@@ -142,12 +142,16 @@ def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict
         node's name → τ on a batch of its outputs; or the reason, in a line, why the node's pixels can't be moved or it
         doesn't depend on the image.
     """
-    known = _actions(traced, symmetry, set(nodes))
-    if grid(traced, traced.image_shape, symmetry).symmetric:
-        planted = traced.planted
-        moved = planted.holding(_moved(traced, planted.net, symmetry))
-        known |= dict.fromkeys(_wrong(traced, moved, symmetry, known), "their pixels move in an unknown way")
-    return known
+    key = "actions", symmetry.name, frozenset(nodes)
+    if key not in traced.known:
+        traced.known[key] = known = _actions(traced, symmetry, key[-1])
+        if grid(traced, traced.image_shape, symmetry).symmetric:
+            planted = traced.planted
+            moved = planted.holding(_moved(traced, planted.net, symmetry))
+            known |= dict.fromkeys(
+                _wrong(traced, moved, symmetry, known), "their pixels move in an unknown way"
+            )
+    return traced.known[key]
 
 
 def _actions(traced: TracedNet, symmetry: Symmetry, nodes: set[str]) -> dict[str, Action | str]:

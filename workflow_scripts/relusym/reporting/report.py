@@ -241,9 +241,8 @@ def report(
     )
     shares = sources.shares()
     del sources  # it holds two matrices for each layer
-    without = [group for group in groups if group.name not in errors]
     unmeasured = defaultdict(list)  # reason → channel groups
-    for group, why in group_actions(traced, symmetry, test.shape, without)[1].items() if without else ():
+    for group, why in group_actions(traced, symmetry, test.shape, groups)[1].items():
         unmeasured[why].append(group)
     lie, unknown = None, []
     if lie_images:
