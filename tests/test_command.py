@@ -2,6 +2,7 @@ import argparse
 import csv
 import ctypes
 import errno
+import importlib
 import io
 import json
 import os
@@ -33,7 +34,14 @@ from relusym.merging.repair import LayerByLayer
 from relusym.reporting import image_files
 from relusym.reporting.command import main
 from relusym.reporting.image_files import Sizing
-from relusym.reporting.net_files import Preset, build, check_distinct, load_weights, preset_of_processor
+from relusym.reporting.net_files import (
+    Preset,
+    build,
+    check_distinct,
+    load_metric,
+    load_weights,
+    preset_of_processor,
+)
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 NETS = """
@@ -330,6 +338,43 @@ def test_weights_are_loaded_into_the_net_inside_a_wrapper(folder, tmp_path, monk
     (tmp_path / "wrapped.py").write_text(code)
     net, _ = build(f"{tmp_path / 'wrapped.py'}:net", str(folder / "0.safetensors"), 5)
     assert torch.equal(net[0].weight, load_file(folder / "0.safetensors")["0.weight"])
+
+
+BESIDE = """
+import json, torch
+from torch import nn
+from layers import Block
+class Net(Block):
+    def forward(self, x):
+        from late import scale
+        return scale * super().forward(x)
+"""
+LAYERS = "from torch import nn\nclass Block(nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, {}, 3)"
+
+
+def test_a_nets_file_imports_what_lies_beside_it_and_libraries_dont(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "library")])
+    for folder, channels in (("library", 1), ("a", 4), ("b", 5)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.py").write_text(BESIDE)
+        (tmp_path / folder / "layers.py").write_text(LAYERS.format(channels))
+        (tmp_path / folder / "late.py").write_text(f"scale = {channels}")
+        for name in ("json", "torch", "library"):
+            (tmp_path / folder / f"{name}.py").write_text(f"channels = {channels}")
+    (tmp_path / "library" / "late.py").unlink()
+    for folder, channels in (("a", 4), ("b", 5), ("a", 4)):
+        net, _ = build(f"{tmp_path / folder / 'net.py'}:Net", None, 0)
+        x = torch.randn(2, 3, 8, 8)
+        expected = channels * nn.functional.conv2d(x, net.weight, net.bias)
+        assert len(net.weight) == channels and torch.allclose(net(x), expected, atol=1e-5)
+    assert importlib.import_module("library").channels == 1
+    monkeypatch.delitem(sys.modules, "library")
+    (tmp_path / "b" / "metric.py").write_text("def fn(logits, labels):\n    return labels")
+    lines = (
+        "b/metric.py:fn: json lies beside it and in ",
+        "/a, and only one can be imported: rename one, or put",
+    )
+    refused(lambda: load_metric(f"{tmp_path}/b/metric.py:fn"), *lines)
 
 
 SHARED = """

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from http.client import HTTPException
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,6 +61,7 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
     if not spec.rpartition(":")[0] or not spec.rpartition(":")[2]:
         raise UserError(f"net {spec!r} given; allowed is {NAMED}")
     preset = None
+    _forget_neighbours(but=str(Path(spec.rpartition(":")[0]).resolve().parent))
     if package in PACKAGES:
         torch.manual_seed(seed)
         net, preset = PACKAGES[package](name, weights)
@@ -153,17 +155,18 @@ def load_object(spec: str, what: str) -> Any:
         if where.endswith(".py"):
             if not Path(where).is_file():
                 raise UserError(f"{what} {spec}: there is no file {where}")
-            loading = importlib.util.spec_from_file_location(Path(where).stem, where)
-            module = importlib.util.module_from_spec(loading)
-            sys.modules.setdefault(loading.name, module)  # dataclasses look their module up
-            loading.loader.exec_module(module)
+            with _neighbours_first(Path(where), f"{what} {spec}"):
+                loading = importlib.util.spec_from_file_location(Path(where).stem, Path(where).resolve())
+                module = importlib.util.module_from_spec(loading)
+                sys.modules.setdefault(loading.name, module)  # dataclasses look their module up
+                loading.loader.exec_module(module)
         else:
             module = importlib.import_module(where)
     except UserError:
         raise
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{what} {spec}: {theirs(error)}; for modules of your own, set PYTHONPATH=folder"
+            f"{what} {spec}: {theirs(error)}; for modules of your own in another folder, set PYTHONPATH=folder"
         ) from error
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(f"{what} {spec}: importing {where} fails: {theirs(error)}") from error
@@ -178,6 +181,62 @@ def load_object(spec: str, what: str) -> Any:
             )
         module = getattr(module, part)
     return module
+
+
+class _Neighbours:
+    """An importer of what lies in the folders of a net's file and its metric's. It is asked last, so that no file there
+    takes the place of a module that a library imports later."""
+
+    folders: list[str] = []
+
+    @classmethod
+    def find_spec(cls, name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, cls.folders) if path is None else None
+
+
+@contextmanager
+def _neighbours_first(file: Path, what: str) -> Iterator[None]:
+    """Let a file import what lies beside it, as a script may, and later its net when it runs. UserError if a net's
+    folder and its metric's have modules of the same name."""
+    folder = str(file.resolve().parent)
+    for other in _Neighbours.folders:
+        if folder != other and (both := _importable(folder) & _importable(other) - {file.stem}):
+            raise UserError(
+                f"{what}: {min(both)} lies beside it and in {other}, and only one can be imported: rename one, or "
+                "put both files into one folder"
+            )
+    if folder not in (*sys.path, *_Neighbours.folders):
+        _Neighbours.folders.append(folder)
+    if _Neighbours not in sys.meta_path:
+        sys.meta_path.append(_Neighbours)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _importable(folder: str) -> set[str]:
+    """The names of the modules and packages in a folder."""
+    paths = (path for path in Path(folder).iterdir() if path.suffix == ".py" or any(path.glob("*.py")))
+    return {path.stem for path in paths} - {"__init__", "__main__"}
+
+
+def _forget_neighbours(but: str) -> None:
+    """Forget what earlier nets' files imported from their folders, whose names the next net's may have, too."""
+    gone = {*_Neighbours.folders} - {but}
+    _Neighbours.folders[:] = {*_Neighbours.folders} - gone
+    imported = {name for name, module in [*sys.modules.items()] if _folder_of(module) in gone}
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in imported:
+            del sys.modules[name]
+
+
+def _folder_of(module: ModuleType) -> str:
+    """The folder in which a module or package was found."""
+    found = getattr(module, "__spec__", None)
+    places = found and (found.submodule_search_locations or [found.origin])
+    return str(Path(next(iter(places)) or "").parent) if places else ""
 
 
 def load_metric(spec: str) -> tuple[str, Metric]:
