@@ -53,6 +53,11 @@ def test_the_runs_settings_override_the_scales_file_and_a_models_override_both()
     assert settings.models["cnn_noaug"].image_size == 40 and settings.models["gcnn"].image_size is None
 
 
+def test_weights_take_the_place_of_a_training_of_several_stages():
+    models = {"simsiam_odd": {"seeds": 0, "weights": {"file": "simsiam.pth"}}}
+    assert settings_of(models=models).models["simsiam_odd"].recipe == []
+
+
 @pytest.mark.parametrize(
     ("scale", "data"), [("demo", {"dataset": "cifar10"}), ("laptop", {"dataset": "mine"})]
 )

@@ -16,6 +16,7 @@ from relusym import cifar10, data, nets
 from relusym.beyond import MEASUREMENTS
 from relusym.beyond.declaration import PARTS_OF_MODELS
 from relusym.config.models import GENERATED, IMAGENET, OF_GENERATED, specification
+from relusym.config.sections import STAGES
 from relusym.data import Extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
@@ -175,13 +176,21 @@ def _check_model(settings: Settings, model: Model) -> None:
 
 
 def _check_recipe(model: Model) -> None:
-    """The stages must make a classifier, and each must be able to start from the one before."""
+    """The stages must make a classifier, and each must be able to start from the one before; no other has settings."""
     objectives = [stage.objective for stage in model.stages.values()]
     shown = f"{model.key('recipe')}: [{', '.join(model.stages)}] given"
     if objectives[-1:] == ["simsiam"]:
         raise UserError(f"{shown}; the last stage has to make a classifier, as training and linear do")
     if objectives[:1] == ["linear"]:
         raise UserError(f"{shown}; a linear layer needs a stage before it, whose net it is trained on")
+    recipe = (
+        model.sections.recipe
+    )  # not `model.recipe`: weights from elsewhere leave a training's settings in the file
+    for stage in STAGES:
+        if stage not in ("training", *recipe) and getattr(model.entry, stage).explicit():
+            raise UserError(
+                f"{model.key(stage)}: no stage of its recipe, [{', '.join(recipe)}]; add it there, or remove the key"
+            )
 
 
 def _check_names(settings: Settings) -> None:
