@@ -32,7 +32,7 @@ labels"""
 TRAIN_IMAGES = """\
 images to match channels, measure statistics and fine-tune on, like --images (default: with --fine-tune, CIFAR10's
 training images; without, --images)"""
-OUT = "where to write (default: {})"
+OUT = "where to write; files of an earlier call are replaced (default: {})"
 UNFINISHED = "unfinished.safetensors"  # from which an interrupted report resumes
 REPORT = """\
 Measure how a net encodes a symmetry: the accuracies of the net and of its flipped self, its invariance error and GCNN
