@@ -10,7 +10,7 @@ from relusym.evaluation.metrics import Metric
 from relusym.merging.merge import METRICS, flip_merge
 from relusym.reporting.page import Comparison
 from relusym.reporting.report import report
-from relusym.reporting.words import verdict
+from relusym.reporting.words import verdict, warnings
 from relusym.symmetry import HORIZONTAL_FLIP
 
 
@@ -21,6 +21,7 @@ def test_a_net_that_doesnt_distinguish_images_gets_no_verdict():
     hardly = report(net, images, LABELS, partial_images=0)
     assert "doesn't tell these images apart" in verdict(hardly) and "barrier" not in verdict(hardly)
     assert "vary by" in hardly.notes[0] and "barrier means nothing" in hardly.notes[0]
+    assert "vary by" in verdict(hardly) and "apart" not in " ".join(warnings(hardly))
     hardly.name, barriers = "hardly", {"halfway": 0.5, "repaired": 0.5}
     other = report(vgg11(), images, LABELS, partial_images=0, name="other")
     other.layers = hardly.layers  # as if of the same architecture

@@ -77,8 +77,11 @@ def verdict(report: Report) -> str:
         f"{report.name} merged halfway with itself {moved}, channels permuted to match: {report.measure} "
         f"{accuracy['repaired']:.4f} with REPAIR, of the net's {accuracy['net']:.4f}"
     )
-    if report.merged.alike:
-        return f"{report.name} doesn't tell these images apart, so nothing can be said about its symmetry: no verdict."
+    for why in report.merged.alike.values():
+        return (
+            f"{report.name} doesn't tell these images apart: {why}; so nothing can be said about its symmetry (random "
+            "weights?): no verdict."
+        )
     if barrier is None:
         return f"{kept}; {report.merged.note}."
     if report.images < FEW:
@@ -101,8 +104,9 @@ def _by_layer(report: Report, barrier: float) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What prevents equivariance, and the report's notes."""
-    return [*grid_warning(report.grid, report.name), *report.notes]
+    """What prevents equivariance, and the report's notes, except the one that the verdict says."""
+    notes = [note for note in report.notes if note != report.merged.note]
+    return [*grid_warning(report.grid, report.name), *notes]
 
 
 def grid_warning(grid: Grid, name: str) -> list[str]:
