@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import os
 import pickle
 import random
 import threading
@@ -169,6 +170,16 @@ def test_a_checkpoint_with_a_pickle_payload_is_refused_and_does_not_run(tmp_path
     with contextlib.suppress(RuntimeError):  # a bare pickle isn't one of torch's files
         torch.load(path, weights_only=False)
     assert (tmp_path / "ran").exists()  # any other unpickler runs the code
+
+
+@pytest.mark.parametrize(("how", "line"), [
+    ({}, r"more than tensors \(posix\.getcwd\)"), ({"pickle_protocol": 4}, "a pickle of another protocol"),
+    ({"_use_new_zipfile_serialization": False}, r"more than tensors \(posix\.getcwd\)"),
+])  # fmt: skip
+def test_a_checkpoint_whose_code_torch_refuses_in_other_words_isnt_called_truncated(tmp_path, how, line):
+    torch.save({"conv1.weight": torch.ones(1), "folder": os.getcwd}, tmp_path / "bad.pth", **how)
+    line += ".*, and loading it could run code: refused; save its state dict alone"
+    refused(lambda: read_tensors(tmp_path / "bad.pth"), match=line)
 
 
 def test_weights_are_read_from_what_training_scripts_save(tmp_path):

@@ -83,12 +83,14 @@ def read_contents(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # a global, rather than an opcode in any text, and not one that is cut off, whose last letter isn't read
-        kind = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        kind = re.search(r"nsupported (?:global: )?GLOBAL (\S+)", str(error))
         end = tail[:-1].replace(b"\n", b".").rstrip(b".")
-        if kind and not end.endswith(kind[1].rstrip(".").encode()):
+        if head.startswith(b"PK") or (kind and not end.endswith(kind[1].rstrip(".").encode())):
+            what = (
+                f"more than tensors ({kind[1]})" if kind else "a pickle of another protocol than torch.save's"
+            )
             raise UserError(
-                f"checkpoint {path} holds more than tensors ({kind[1]}), and loading it could run code: refused; save "
-                "its state dict alone"
+                f"checkpoint {path} holds {what}, and loading it could run code: refused; save its state dict alone"
             ) from error
         raise UserError(_unreadable(path, head)) from error
     except Exception as error:  # of any kind, if the bytes aren't what PyTorch wrote
