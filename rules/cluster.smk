@@ -82,7 +82,7 @@ def problems():
         lines += command_problems(executor_option(option) or "")
     if status := executor_option("status_command"):  # of Slurm
         submissions = {Submission(*submission_of(job)) for job in jobs_to_run() if not job.is_local}
-        lines += slurm_problems(sorted(submissions), status)
+        lines += slurm_problems(sorted(submissions), status, profile_files())
     return lines
 
 

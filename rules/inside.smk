@@ -47,13 +47,12 @@ def runs_here():
 
 @cache
 def _typed():
-    """The settings below from the command line, since Snakemake reads it only after the rules."""
+    """The options of the command line, since Snakemake reads it only after the rules."""
     from snakemake.cli import get_argument_parser
 
     if os.path.splitext(os.path.basename(sys.argv[0]))[0] not in ("snakemake", "__main__"):
         raise AttributeError
-    options = get_argument_parser().parse_args(sys.argv[1:])
-    return {*(options.targets or ())}, {*(options.forcerun or ())}, options.force, options.forceall
+    return get_argument_parser().parse_args(sys.argv[1:])
 
 
 def _command_line():
@@ -61,7 +60,8 @@ def _command_line():
 
     def read():
         if (settings := workflow.dag_settings) is None:
-            return _typed()
+            typed = _typed()
+            return {*(typed.targets or ())}, {*(typed.forcerun or ())}, typed.force, typed.forceall
         return {*settings.targets}, {*settings.forcerun}, settings.forcetargets, settings.forceall
 
     return inside(read, (set(), set(), False, False))
@@ -179,6 +179,18 @@ def read_once():
 def executor_option(name):
     """A setting of the profile for the executor plugin, checked before jobs are submitted. Without: no check."""
     return inside(lambda: getattr(workflow.executor_settings, name), None)
+
+
+def profile_files():
+    """The files of the profiles given by `--profile`, for messages. Without: "the profile"."""
+
+    def read():
+        from snakemake.cli import get_profile_dir
+
+        found = map(get_profile_dir, _typed().profile or ())
+        return " and ".join(str(file) for _, file in filter(None, found))
+
+    return inside(read, "") or "the profile"
 
 
 def submission_of(job):

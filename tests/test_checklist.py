@@ -32,9 +32,9 @@ def test_a_site_in_order_has_no_problems(slurm):
     slurm()
     minutes = {"gpu": 240, "long": 1590, "quick": 30}
     submissions = [Submission("train", name, most, f"-p {name}") for name, most in minutes.items()]
-    assert slurm_problems(submissions, "sacct") == []
+    assert slurm_problems(submissions, "sacct", "mine/config.yaml") == []
     slurm(accounts=False)
-    assert slurm_problems([Submission("figure", "", 10**6, "")], "squeue") == []
+    assert slurm_problems([Submission("figure", "", 10**6, "")], "squeue", "mine/config.yaml") == []
 
 
 @pytest.mark.parametrize(("accounts", "submission", "problem"), [
@@ -49,17 +49,17 @@ def test_a_site_in_order_has_no_problems(slurm):
 ])  # fmt: skip
 def test_each_problem_of_a_site_is_one_line_with_the_setting_to_change(slurm, accounts, submission, problem):
     slurm(accounts)
-    (line,) = slurm_problems([Submission(*submission)], "sacct")
-    assert problem in line and "\n" not in line and line.startswith("profiles/slurm/config.yaml: ")
+    (line,) = slurm_problems([Submission(*submission)], "sacct", "mine/config.yaml")
+    assert problem in line and "\n" not in line and line.startswith("mine/config.yaml: ")
 
 
 def test_a_missing_or_silent_scheduler_is_one_line(monkeypatch, slurm):
     slurm()
     monkeypatch.setattr(checklist, "_run", lambda command: (False, ""))
-    assert "controller doesn't answer" in slurm_problems([], "sacct")[0]
+    assert "controller doesn't answer" in slurm_problems([], "sacct", "mine/config.yaml")[0]
     monkeypatch.setattr(checklist.shutil, "which", lambda name: None)
     absent = "sbatch, srun, squeue, sinfo: not found; run snakemake on a node"
-    assert slurm_problems([], "sacct")[0].startswith(absent)
+    assert slurm_problems([], "sacct", "mine/config.yaml")[0].startswith(absent)
 
 
 def test_a_results_folder_that_cannot_be_written_is_one_line(tmp_path):

@@ -103,6 +103,17 @@ def test_the_pbs_profile_submits_checks_states_and_retries_failed_jobs(two_nets,
     assert (two_nets / record).exists() and len(calls.read_text().splitlines()) == 3
 
 
+def test_the_checklist_names_the_profile_that_was_read(two_nets, tmp_path):
+    answers = {"sinfo": "echo 'cpu*|infinite'", "sbatch": "exit 1", "srun": "", "squeue": "", "sacct": ""}
+    for name, text in answers.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    shutil.copytree(two_nets / "profiles/slurm", two_nets / "mine", dirs_exist_ok=True)
+    typed = "--profile", "mine", path_of(two_nets, "records", "train", "cnn-0"), "--forceall"
+    done = run(two_nets, *typed, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 1 and "\n  mine/config.yaml: Slurm refuses train: " in done.stdout, done.stdout
+
+
 def test_packed_nets_ask_for_one_gpu_and_for_the_time_of_all(two_nets, pbs):
     submit, calls = pbs
     shutil.rmtree(two_nets / "results", ignore_errors=True)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-PROFILE = "profiles/slurm/config.yaml"
 ANSWER_WITHIN = 30  # seconds
 
 
@@ -21,8 +20,8 @@ class Submission(NamedTuple):
     options: str
 
 
-def slurm_problems(submissions: Iterable[Submission], status_command: str | None) -> list[str]:
-    """The problems with Slurm on this machine, and with the jobs to submit to it; `status_command`: the profile's."""
+def slurm_problems(submissions: Iterable[Submission], status_command: str, profile: str) -> list[str]:
+    """The problems with Slurm on this machine, and with the jobs to submit to it; `status_command`: the `profile`'s."""
     absent = [name for name in ("sbatch", "srun", "squeue", "sinfo") if shutil.which(name) is None]
     if absent:
         return [
@@ -38,7 +37,7 @@ def slurm_problems(submissions: Iterable[Submission], status_command: str | None
     problems = []
     if status_command == "sacct" and shutil.which("sacct") and not _run("sacct --noheader")[0]:
         problems.append(
-            f"{PROFILE}: slurm-status-command: sacct, but this Slurm keeps no accounts; set it to squeue"
+            f"{profile}: slurm-status-command: sacct, but this Slurm keeps no accounts; set it to squeue"
         )
     lines = (line for line in partitions.splitlines() if "|" in line)  # others are warnings
     limits = dict(line.split("|") for line in lines)  # the default partition's name ends in *
@@ -50,13 +49,13 @@ def slurm_problems(submissions: Iterable[Submission], status_command: str | None
         if not accepted:
             why = " ".join(answer.split()).rpartition("failure: ")[2]
             problems.append(
-                f"{PROFILE}: Slurm refuses {rule}: {why} (`sbatch --test-only {options}`); set slurm_partition to one "
+                f"{profile}: Slurm refuses {rule}: {why} (`sbatch --test-only {options}`); set slurm_partition to one "
                 f"of {', '.join(limits)} that has what it asks for and nodes that are up, or set-resources, or "
                 "--config device=cpu where no GPU is"
             )
         elif limit is not None and minutes > limit:  # most sites let such a job wait in the queue for ever
             problems.append(
-                f"{PROFILE}: {rule} asks for up to {minutes} minutes and partition {partition or default} allows "
+                f"{profile}: {rule} asks for up to {minutes} minutes and partition {partition or default} allows "
                 f"{limit}; set `set-resources: {{{rule}: {{runtime: {limit}}}}}` (less if jobs are packed) "
                 "or slurm_partition"
             )
