@@ -55,7 +55,11 @@ class Recipe(Section):
         "batch's norm, divided by the number of images; `mean_square`, the mean square of their entries",
         "mean_norm",
     )
-    invariance_weight: NotNegative = key("factor on the invariance loss", 1.0)
+    invariance_weight: NotNegative = key(
+        "factor on the invariance loss; 0.18 over 20 epochs gave about the paper's invariance error (docs/laptop.md), "
+        "1 over 100 a tenth of it (docs/paper.md)",
+        1.0,
+    )
     invariance_from: OrNull[BelowOne] = key(
         "share of the epochs after which the invariance loss is switched on; null: never", None
     )
