@@ -921,6 +921,10 @@ def test_every_error_that_can_be_known_is_reported_before_images_are_read(bright
     assert re.search(r"nan\.pt.*4\.bias", capsys.readouterr().err)
     merging = ["merge", "bright.py:net", "random", "random", *on, "--out", "m.safetensors"]
     assert main(merging) == 1 and "has the same weights" in capsys.readouterr().err
+    torch.save(state, "right.pt")
+    merging[2:4] = "right.pt", "right.pt"
+    assert main([*merging, "--which", "reset"]) == 1
+    assert "for a net without batch norm, allowed is halfway or repaired" in capsys.readouterr().err
     assert main(["exact", "bright.py:net", *on, "--train-images", "none"]) == 1
     assert "--train-images: there is no none" in capsys.readouterr().err
     on = on[:2]

@@ -541,6 +541,7 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
 
 def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym import checkpoint
+    from relusym.channels.handlers import BATCH_NORMS
     from relusym.channels.traced import TracedNet
     from relusym.merging.many import merge_many
     from relusym.merging.merge import curve, merge
@@ -569,15 +570,17 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     with screen.progress(quiet=options.json) as progress:
         progress("nets and images", 0)
         nets, preset = _nets(options)
+        if options.which == "reset" and not any(
+            isinstance(layer, BATCH_NORMS) for layer in nets[0].modules()
+        ):
+            raise UserError(
+                "--which: reset given, but for a net without batch norm, allowed is halfway or repaired"
+            )
         on = _inputs(options, nets, preset)
         first, *others = nets
-        if options.which in ("reset", "repaired"):
+        if options.which == "repaired":
             first = TracedNet(first, on.test.shape)
-            if options.which == "reset" and not first.has_batch_norm:
-                raise UserError(
-                    "--which: reset given, but for a net without batch norm, allowed is halfway or repaired"
-                )
-            if options.which == "repaired" and not held_by_layers(first):
+            if not held_by_layers(first):
                 raise UserError(_not_held("repaired", ["reset"] * first.has_batch_norm + ["halfway"]))
         progress("matching and merging", 0)
         how = {"metrics": on.metrics}
