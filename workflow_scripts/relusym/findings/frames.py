@@ -59,7 +59,10 @@ def first_kept(nets: Iterable[Filters], model: str) -> Filters:
     """The first net of a type that isn't left out, or its first net if all are; UserError if there is none."""
     of_type = [net for net in nets if net.model == model]
     if not of_type:
-        raise UserError(f"there are no filters of a net of type {model}: let snakemake merge one")
+        raise UserError(
+            f"there are no filters of a net of type {model}: `snakemake --cores all` makes them, once its weights are "
+            f"there (models.{model}.weights.file, if they aren't trained)"
+        )
     return next((net for net in of_type if net.status == "ok"), of_type[0])
 
 
