@@ -219,6 +219,8 @@ LINES = [  # where, changes, and how the line begins; a leading colon stands for
     ("run", {"pairs": [["cnn", "resnet"]]},
      ": [cnn, resnet] names 'resnet', which isn't trained; the types under `models` are cnn, cnn_noaug, "),
     ("run", {"pairs": [["cnn", "gcnn"]] * 2}, ": [cnn, gcnn] is listed twice; list each pair once"),
+    ("run", {"pairs": [["cnn", "gcnn"]], "models.gcnn.seeds": "1-9"},
+     ": [cnn, gcnn] have different seeds: only one of them has 0, 3, 4, 5, 6 and 3 more"),
     ("run", {"cifar10": MINE | {"test": "./train"}},
      "cifar10.test: './train' given, the folder of cifar10.train"),
     ("run", {"imagenet.val": "train"}, ": 'train' given, the folder of imagenet.train"),

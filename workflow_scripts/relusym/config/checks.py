@@ -18,7 +18,7 @@ from relusym.beyond.declaration import PARTS_OF_MODELS
 from relusym.config.models import GENERATED, IMAGENET, OF_GENERATED, specification
 from relusym.config.sections import STAGES
 from relusym.data import Extent
-from relusym.errors import UserError
+from relusym.errors import UserError, listed
 from relusym.matching import OF_FLIPS
 from relusym.schema import one_of, raise_all
 from relusym.symmetry import SYMMETRIES
@@ -217,8 +217,9 @@ def _check_pairs(settings: Settings) -> None:
                     + ", ".join(settings.models)
                 )
         first, second = (settings.models[model] for model in pair)
-        if first.seeds != second.seeds:
-            raise UserError(f"{shown} have different seeds, {first.seeds} and {second.seeds}")
+        if others := {*first.seeds} ^ {*second.seeds}:
+            which = listed([str(seed) for seed in sorted(others)], 5)
+            raise UserError(f"{shown} have different seeds: only one of them has {which}")
         a, b = _needed_to_merge(first), _needed_to_merge(second)
         if differing := [name for name in a | b if a.get(name) != b.get(name)]:
             raise UserError(f"{shown} can't be merged, since they differ in {', '.join(differing)}")
