@@ -183,9 +183,8 @@ def _check_recipe(model: Model) -> None:
         raise UserError(f"{shown}; the last stage has to make a classifier, as training and linear do")
     if objectives[:1] == ["linear"]:
         raise UserError(f"{shown}; a linear layer needs a stage before it, whose net it is trained on")
-    recipe = (
-        model.sections.recipe
-    )  # not `model.recipe`: weights from elsewhere leave a training's settings in the file
+    # not `model.recipe`: weights from elsewhere leave a training's settings in the file
+    recipe = model.sections.recipe
     for stage in STAGES:
         if stage not in ("training", *recipe) and getattr(model.entry, stage).explicit():
             raise UserError(
