@@ -111,6 +111,8 @@ OPERATIONS = {
     "depthwise": layer(lambda c: nn.Conv2d(c, c, 3, padding=1, groups=c)),
     "grouped": layer(lambda c: nn.Conv2d(c, c, 3, padding=1, groups=c // 2)),
     "transposed": layer(lambda c: nn.ConvTranspose2d(c, 8, 3, padding=1), lambda b, c: 8),
+    "grouped, transposed": layer(lambda c: nn.ConvTranspose2d(c, 2 * c, 3, padding=1, groups=c // 2),
+     lambda b, c: 2 * c),
     "batch norm": layer(nn.BatchNorm2d), "group norm": layer(lambda c: nn.GroupNorm(c // 2, c)),
     "groups of many": layer(lambda c: nn.GroupNorm(2, c)),
     "instance norm": layer(lambda c: nn.InstanceNorm2d(c, affine=True)), "prelu": layer(nn.PReLU),

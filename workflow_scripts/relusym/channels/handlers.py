@@ -90,22 +90,23 @@ def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transpose
 def _grouped(call: Call, rows: Tensor, weight: Any, transposed: bool, dim: int) -> Tensor:
     """The channels that a grouped convolution writes; a row of channels is read by each group.
 
-    A group's input and output channels are heads, permuted alike; a kernel has its own group's along dimension 1. Those
-    of a transposed or depthwise convolution, or of one whose kernels are computed, move as one channel.
+    A group's input and output channels are heads, permuted alike; along dimension 1, a kernel has those of its own
+    group. If kernels are computed, or the convolution is depthwise, a group's channels move as one.
     """
-    count = call.shape[dim] // len(rows)
-    if transposed or rows.shape[1] == count == 1 or not call.is_whole(weight):
-        each = call.relations.join_along(rows, [1], call.node.name)
-        written = each.expand(-1, count).flatten()
-        call.index(weight, 0, each.expand_as(rows).flatten() if transposed else written)
-        call.writes(written)
-        return written
-    heads = call.relations.nest(rows, [1], call.node.name)
-    written = call.write(weight, 0, call.shape[dim])
-    call.relations.nest(written.reshape(len(rows), -1), [1], call.node.name, heads)
-    if rows.shape[1] > 1:
-        call.index(weight, 1, rows.repeat_interleave(count, 0))
-    return written
+    relations, where, count = call.relations, call.node.name, call.shape[dim] // len(rows)
+    heads = call.is_whole(weight) and (rows.shape[1], count) != (1, 1)
+    if heads:
+        written = relations.fresh(call.shape[dim]).reshape(len(rows), -1)
+        relations.nest(written, [1], where, relations.nest(rows, [1], where))
+    else:
+        each = relations.join_along(rows, [1], where)
+        rows, written = each.expand_as(rows), each.expand(-1, count)
+    outer, inner = (rows, written) if transposed else (written, rows)
+    call.index(weight, 0, outer.flatten())
+    if heads and inner.shape[1] > 1:
+        call.index(weight, 1, inner.repeat_interleave(outer.shape[1], 0))
+    call.writes(written.flatten())
+    return written.flatten()
 
 
 def projected(call: Call, read: Tensor, weight: Any, bias: Any, count: int, reads: int = 1) -> Tensor:
