@@ -182,7 +182,7 @@ class ChannelPartition:
                         alike[channel] = numbers.setdefault(kind, self.fresh + len(numbers))
         return apart
 
-    def places(self, tensor: str, dim: int, labels: Tensor) -> list[tuple[int, Place]]:
+    def places(self, tensor: str, dim: int, labels: Tensor, flat: bool = False) -> list[tuple[int, Place]]:
         """The groups with all their channels along this dimension, equally many entries each; and their places."""
         if id(labels) not in self._places:
             roots, every = self._roots(labels), labels.flatten().numpy()
@@ -200,7 +200,7 @@ class ChannelPartition:
                     where = range(first, first + len(run)) if len(run) < len(roots) else None
                 places.append((group, int(counts[0]), where))
             self._places[id(labels)] = labels, places
-        return [(group, Place(tensor, dim, block, where, labels.ndim > 1))
+        return [(group, Place(tensor, dim, block, where, flat))
                 for group, block, where in self._places[id(labels)][1]]  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def groups_of(flow: Flow) -> list[ChannelGroup]:
     order = {node: i for i, node in enumerate(flow.module.graph.nodes)}
     places, outputs, written = defaultdict(list), defaultdict(dict), defaultdict(list)
     for (tensor, dim), labels in flow.places.items():
-        for group, place in partition.places(tensor, dim, labels):
+        for group, place in partition.places(tensor, dim, labels, labels.ndim > 1):
             places[group].append(place)
     for node, labels in flow.labels.items():
         if isinstance(labels, Labels) and len(labels.varies) == 1:
