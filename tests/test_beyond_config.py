@@ -10,11 +10,15 @@ from relusym.findings import declared, selection
 from relusym.records.files import snapshot_path
 from relusym.records.fingerprint import differences
 from relusym.records.results import Results
+from relusym.schema import seed_list
 
 BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
 # tables that belong to other scales
 APART = {"regime", "identifiability", "identifiability_figure", "universe", "invariance_errors"}
+SCALES = sorted(path.stem for path in ROOT.glob("scales/*.yaml"))
 LAPTOP = scale_of(ROOT, "laptop")
+SEEDS = {*seed_list(LAPTOP["beyond"]["curves"]["seeds"])}  # of all measurements, but those of several nets
+IN_NOTES = f"; seeds {LAPTOP['beyond']['curves']['seeds'].replace(',', ', ')}"
 FROM_SCRATCH = {"models": ["cnn"], "from_scratch": ["cnn_inv"]}
 
 
@@ -33,9 +37,9 @@ def jobs(results, kind):
 
 def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
     assert {*laptop.settings.measured} == {*MEASUREMENTS} - APART
-    for kind in laptop.settings.measured:
+    for kind in (name for name in laptop.settings.measured if not MEASUREMENTS[name].several):
         planned = jobs(laptop, kind).values()
-        assert {seed for job in planned for _, seed in job.nets} == {0, 9, 10, 11}
+        assert {seed for job in planned for _, seed in job.nets} == SEEDS and len(SEEDS) == 4
         for model in {job.nets[0][0] for job in planned if len(job.nets) == 1}:
             assert sum(job.nets[0][0] == model and len(job.nets) == 1 for job in planned) == 4
     assert {*selection.findings(laptop.settings)} & BEYOND == BEYOND - APART
@@ -73,7 +77,7 @@ def test_a_type_set_to_null_is_left_out_everywhere():
     assert none.compared == [] and "matchings" not in none.beyond
 
 
-@pytest.mark.parametrize("scale", ["demo", "laptop", "laptop_original", "identifiability", "paper"])
+@pytest.mark.parametrize("scale", [name for name in SCALES if "beyond" in scale_of(ROOT, name)])
 def test_a_measurement_set_to_null_is_off_and_everything_else_is_as_before(scale):
     before = Results(settings_of(scale=scale))
     for name in before.settings.beyond:
@@ -87,7 +91,7 @@ def test_a_measurement_set_to_null_is_off_and_everything_else_is_as_before(scale
 def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     models = laptop.settings.beyond["symmetries"]["models"][-8:]  # on shapes, two symmetries, same names
     first, *others = selection.net_notes(laptop.settings, models)
-    assert first.endswith("; vertical flip; seeds 0, 9-11")
+    assert first.endswith(f"; vertical flip{IN_NOTES}")
     assert others[0] == "Scale laptop, CNN w/o aug; CNN; CNN + inv-loss; GCNN: quarter turn"
     assert "Training, GCNN: learning rate 0.0125, weight decay 0.032" in others
     demo = selection.select(settings_of(scale="demo"), "table2")["notes"]
@@ -100,7 +104,7 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
 ])  # fmt: skip
 def test_notes_of_a_measurement_name_its_seeds_and_images(laptop, name, images, repair, invariance):
     first, *others = selection.select(laptop.settings, name)["notes"]
-    assert first.endswith("; seeds 0, 9-11")
+    assert first.endswith(IN_NOTES)
     matched, taken = "channels matched", "REPAIR's statistics taken"
     how = f"{matched} and {taken} on {images} training images"
     if repair:
@@ -121,7 +125,8 @@ def test_notes_name_the_seeds_of_the_nets_shown(laptop, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "is_there", lambda key: key == done)
     assert [note for note in nets("table2") if "seeds" in note] == ["Scale demo, GCNN: seeds 0, 2"]
     assert nets("table2", laptop)[0].endswith("; seeds 0-11")
-    assert nets("beyond_claims", laptop)[0].endswith("; seeds 0, 9-11")
+    assert nets("matchings", laptop)[0].endswith(IN_NOTES)
+    assert any(note.endswith(IN_NOTES[2:]) for note in nets("beyond_claims", laptop))
 
 
 @pytest.mark.parametrize("name", ["beyond_claims", "beyond_provenance"])
@@ -132,7 +137,8 @@ def test_notes_on_several_measurements_dont_say_how_each_merges(laptop, name):
 
 def test_pairs_of_a_type_are_the_merged_pairs_among_the_seeds(laptop):
     pairs = [job.nets for job in jobs(laptop, "curves").values() if len(job.nets) == 2]
-    assert pairs == [((m, i), (m, j)) for m in ("cnn", "cnn_inv") for i, j in ((9, 10), (10, 11), (11, 0))]
+    neighbours = [(i, (i + 1) % 12) for i in range(12) if {i, (i + 1) % 12} <= SEEDS]
+    assert pairs == [((m, i), (m, j)) for m in ("cnn", "cnn_inv") for i, j in neighbours] and len(pairs) == 6
 
 
 def test_nets_of_no_paper_table_are_trained_and_measured_and_are_in_none(laptop):
@@ -170,10 +176,11 @@ def test_generated_images_of_each_symmetry_have_their_own_file(laptop):
 
 def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_only_on_flips(laptop):
     others = [job for job in laptop.jobs.values() if job.matching]
-    assert {seed for job in others for _, seed in job.nets} == {0, 9, 10, 11}
+    assert {seed for job in others for _, seed in job.nets} == SEEDS
     assert all(len(job.nets) == 1 for job in others if job.matching == "involution")
-    files = selection.keys(laptop, "matchings")
-    assert len(files["flip_merge"]) == 7 * 4 * 5 and len(files["pair_merge"]) == 3 * 3 * 4
+    files, matchings = selection.keys(laptop, "matchings"), len(LAPTOP["beyond"]["matchings"]["matchings"])
+    assert len(files["flip_merge"]) == 7 * 4 * matchings
+    assert len(files["pair_merge"]) == 3 * 3 * (matchings - 1)
 
 
 def test_a_types_own_matching_is_in_its_tables_and_compared_with_the_others():
@@ -215,14 +222,17 @@ def test_several_nets_have_consecutive_seeds_and_sets_of_three_are_disjoint():
 
 
 def test_the_lie_derivative_is_only_in_the_settings_of_records_that_have_it():
-    of = {scale: next(iter(jobs(Results(settings_of(scale=scale)), "by_layer").values()))
-          for scale in ("laptop", "laptop_original")}  # fmt: skip
-    assert "lie_images" not in of["laptop"].settings and of["laptop_original"].settings["lie_images"] == 500
+    sections = (LAPTOP["beyond"]["by_layer"] | {"lie_images": images} for images in (None, 500))
+    without, with_it = (
+        next(iter(jobs(Results(settings(by_layer=section)), "by_layer").values())) for section in sections
+    )
+    assert "lie_images" not in without.settings and with_it.settings["lie_images"] == 500
 
 
 def test_during_training_measures_the_stored_epochs_and_the_last(laptop):
     (job, *_) = jobs(laptop, "during_training").values()
-    assert job.settings["epochs"] == [0, 1, 2, 5, 10]
+    training = LAPTOP["training"]
+    assert job.settings["epochs"] == [*training["snapshots"], training["epochs"]]
     net = Path(laptop.checkpoint(job.nets[0]))
     assert snapshot_path(net, 2) == net.parent / "during_training/0-2.safetensors"
 

@@ -70,7 +70,7 @@ def endless():
 
 VALUES = [  # where, key, value, and a pattern of what is allowed
     ("run", "scale", "papr",
-     r"one of demo, identifiability, laptop, laptop_original, paper, regime \(is it paper\?\)$"),
+     rf"one of {', '.join(sorted(path.stem for path in ROOT.glob('scales/*.yaml')))} \(is it paper\?\)$"),
     ("run", "scale", None, "text$"),
     ("run", "device", "gpu", DEVICES),
     ("run", "device", "cpu\n", DEVICES),

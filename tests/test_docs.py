@@ -212,7 +212,8 @@ SHOWN = [path.stem for path in sorted((ROOT / "results/laptop/tables").glob("tab
 @pytest.mark.parametrize("table", SHOWN)
 def test_the_page_of_the_laptop_has_the_numbers_of_the_committed_table(table):
     committed = (ROOT / f"results/laptop/tables/{table}.md").read_text(encoding="utf-8")
-    assert shows("docs/laptop_jpeg.md", table, committed)
+    (page,) = (page for page in PAGES if f"(`snakemake {table} --config scale=laptop`" in TEXT[page])
+    assert shows(page, table, committed)
 
 
 def test_the_command_on_the_page_of_the_papers_scale_makes_its_tables_from_committed_records(clone):
