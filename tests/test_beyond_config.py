@@ -35,6 +35,12 @@ def jobs(results, kind):
     return {path: job for path, job in results.jobs.items() if job.kind == kind}
 
 
+def noted(results, name):
+    """The notes of a table on the nets that it shows."""
+    settings = selection.of_nets_shown(results, selection.keys(results, name))
+    return selection.select(settings, name)["notes"]
+
+
 def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
     assert {*laptop.settings.measured} == {*MEASUREMENTS} - APART
     for kind in (name for name in laptop.settings.measured if not MEASUREMENTS[name].several):
@@ -94,6 +100,9 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     assert first.endswith(f"; vertical flip{IN_NOTES}")
     assert others[0] == "Scale laptop, CNN w/o aug; CNN; CNN + inv-loss; GCNN: quarter turn"
     assert "Training, GCNN: learning rate 0.0125, weight decay 0.032" in others
+    of_two = [line for line in noted(laptop, "symmetries") if line.startswith("Training, ")]
+    assert of_two[0].startswith("Training, CNN w/o aug on generated data; CNN on generated data; ")
+    assert of_two[1].startswith("Training, GCNN on generated data: ") and len(of_two) == 2
     demo = selection.select(settings_of(scale="demo"), "table2")["notes"]
     assert "Training, GCNN: learning rate 0.01, weight decay 0.08" in demo
 
@@ -103,7 +112,7 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     ("matchings", "10,000", "", "5,000 training"),
 ])  # fmt: skip
 def test_notes_of_a_measurement_name_its_seeds_and_images(laptop, name, images, repair, invariance):
-    first, *others = selection.select(laptop.settings, name)["notes"]
+    first, *others = noted(laptop, name)
     assert first.endswith(IN_NOTES)
     matched, taken = "channels matched", "REPAIR's statistics taken"
     how = f"{matched} and {taken} on {images} training images"
@@ -116,8 +125,7 @@ def test_notes_name_the_seeds_of_the_nets_shown(laptop, monkeypatch, tmp_path):
     results = Results(settings_of(scale="demo", seeds=0), str(tmp_path))
 
     def nets(name, results=results):
-        settings = selection.of_nets_shown(results, selection.keys(results, name))
-        return [note for note in selection.select(settings, name)["notes"] if note.startswith("Scale ")]
+        return [note for note in noted(results, name) if note.startswith("Scale ")]
 
     assert nets("table2")[0].endswith("; seed 0") and "seeds" not in "".join(nets("table2"))
     assert nets("exact_gcnn")[0].endswith("; seed 0")
@@ -209,7 +217,9 @@ def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
 
 
 def test_several_nets_have_consecutive_seeds_and_sets_of_three_are_disjoint():
-    planned = jobs(Results(settings_of(scale="laptop_original")), "universe")
+    results = Results(settings_of(scale="laptop_original"))
+    assert noted(results, "universe")[0].endswith("; seeds 0-11")  # though sets begin at four of them
+    planned = jobs(results, "universe")
     sets = [job.nets for job in planned.values()]
     assert len(sets) == 12 and {len(nets) for nets in sets} == {8}
     assert [seed for _, seed in sets[-1]] == [9, 10, 11, 0, 1, 2, 3, 4]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain, groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from relusym.beyond import MEASUREMENTS
@@ -163,12 +166,19 @@ def net_notes(
     section, nets = section or {}, [settings.models[model] for model in models]
     if not nets:
         return []
-    lines = _lines(nets, lambda net: _net(net, section), "; ", f"Scale {settings.scale}")
+    data_of = Counter(name for name, _ in {(net.name, net.data.dataset) for net in nets})
+
+    def with_data(net: Model) -> str:
+        """A type's name, with its data if another type of that name has others."""
+        return net.name if data_of[net.name] == 1 else f"{net.name} on {net.data.dataset} data"
+
+    lines = _lines(nets, _net, "; ", f"Scale {settings.scale}")
     for stage in dict.fromkeys(stage for net in nets for stage in net.recipe):
         trained = [net for net in nets if stage in net.recipe]
-        lines += _lines(trained, lambda net, stage=stage: _stage(net, stage), ", ", stage.capitalize())
+        describe = partial(_stage, stage=stage)
+        lines += _lines(trained, describe, ", ", stage.capitalize(), with_data)
     if merged:
-        lines += _lines(nets, lambda net: _merging(net, section), "; ", "Merging")
+        lines += _lines(nets, partial(_merging, section=section), "; ", "Merging", with_data)
     strided = {(net.image_size, STRIDES.get(net.network["architecture"], 0)) for net in nets}
     return lines + [
         f"At {size} pixels the {strides} strides of a flipped net are off by {2**strides - 1} pixels in all, "
@@ -178,17 +188,16 @@ def net_notes(
     ]
 
 
-def _net(net: Model, section: Values) -> list[str]:
+def _net(net: Model) -> list[str]:
     network = dict(net.network)
-    seeds = [seed for seed in net.seeds if seed in (section.get("seeds") or net.seeds)]
     architecture, width = network.pop("architecture"), network.pop("width", None)
     options = [f"width {width:g}"] if width is not None else []
     options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
     size = net.image_size if net.table == "table2" else None  # Table 5 has a column of it
     data = f"{net.data.dataset} data, {_count(net.data.train_images)}"
     scaled = UNSCALED if size is None else f"images scaled to {size} pixels"
-    symmetry, named = net.symmetry.replace("_", " "), "seeds" if len(seeds) > 1 else "seed"
-    return [data, scaled, ", ".join([architecture, *options]), symmetry, f"{named} {_ranges(seeds)}"]
+    symmetry, named = net.symmetry.replace("_", " "), "seeds" if len(net.seeds) > 1 else "seed"
+    return [data, scaled, ", ".join([architecture, *options]), symmetry, f"{named} {_ranges(net.seeds)}"]
 
 
 def _ranges(seeds: list[int]) -> str:
@@ -221,7 +230,13 @@ def _count(images: int | None) -> str:
     return "all training images" if images is None else f"{images:,} training images"
 
 
-def _lines(nets: list[Model], describe: Callable[[Model], list[str]], comma: str, what: str) -> list[str]:
+def _lines(
+    nets: list[Model],
+    describe: Callable[[Model], list[str]],
+    comma: str,
+    what: str,
+    name: Callable[[Model], str] = attrgetter("name"),
+) -> list[str]:
     """A line on the first net, then one for each group of nets that differ from it: their names and those parts."""
     descriptions = [describe(net) for net in nets]
     first, of_all = descriptions[0], map(set, zip(*descriptions, strict=True))
@@ -230,6 +245,6 @@ def _lines(nets: list[Model], describe: Callable[[Model], list[str]], comma: str
     for net, description in zip(nets, descriptions, strict=True):
         differing = [part for part, usual in zip(description, first, strict=True) if part != usual]
         if differing:
-            others.setdefault(comma.join(differing), {})[net.name] = None
+            others.setdefault(comma.join(differing), {})[name(net)] = None
     lines = [f"{what}, {'; '.join(names)}: {text}" for text, names in others.items()]
     return [f"{what}: {comma.join(common)}", *lines]
