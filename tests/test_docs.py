@@ -166,6 +166,14 @@ def test_the_page_on_identifiability_has_the_verdicts_and_the_barriers_of_the_co
     assert len(shown) == 2 + len(types)
 
 
+@pytest.mark.parametrize(("page", "table"), [("README.md", "claims"), ("docs/beyond.md", "beyond_claims")])
+def test_a_page_counts_the_verdicts_of_the_committed_claims(page, table):
+    verdicts = pd.read_csv(ROOT / f"results/laptop/tables/{table}.csv")["verdict"]
+    of = [f"{(verdicts == verdict).sum()}" for verdict in ("held", "did not hold", "inconclusive")]
+    counts = r"(\d+) claims(?: of the paper)?,? (?:\*\*)?(\d+) held, (\d+) didn't, and (\d+) are inconclusive"
+    assert re.findall(counts, " ".join(TEXT[ROOT / page].split())) == [(f"{len(verdicts)}", *of)]
+
+
 def test_the_snippet_on_identifiability_prints_the_filters_that_its_page_shows(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     (snippet,) = snippets(IDENTIFIABILITY)
