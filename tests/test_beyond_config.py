@@ -244,7 +244,7 @@ def test_during_training_measures_the_stored_epochs_and_the_last(laptop):
     training = LAPTOP["training"]
     assert job.settings["epochs"] == [*training["snapshots"], training["epochs"]]
     net = Path(laptop.checkpoint(job.nets[0]))
-    assert snapshot_path(net, 2) == net.parent / "during_training/0-2.safetensors"
+    assert snapshot_path(net, 2) == net.parent / f"during_training/{job.nets[0][1]}-2.safetensors"
 
 
 def test_a_measurements_dependencies_outdate_it_and_none_of_the_papers_results():

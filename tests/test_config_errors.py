@@ -325,7 +325,8 @@ SEVERAL = [  # where, changes, and how all lines begin
     (
         "laptop",
         {"seeds": "0-1"},
-        [f"beyond.{name}.seeds: " for name in ("matchings", "exact_gcnn", "curves", "during_training", "by_layer")],
+        # symmetries: its types name their seeds
+        [f"beyond.{name}.seeds: " for name in scale_of(ROOT, "laptop")["beyond"] if name != "symmetries"],
     ),
 ]  # fmt: skip
 
