@@ -267,6 +267,9 @@ def test_notes_explain_why_nets_are_left_out_and_barriers_are_far_below_zero():
     assert "accuracy 0.120" in negative
     assert gcnn == "GCNN (all 3 nets) are left out: accuracy no better than chance"
     assert cnn == "CNN-0 is left out: training diverged"
+    names = {"names": NAMES | {"shapes_gcnn": "GCNN"}}
+    *_, gcnn, _ = frames.notes({"train": [*trains, train("shapes_gcnn", 0)]}, names)
+    assert gcnn.startswith("gcnn (all 3 nets) are left out: ")
     (merges_alone,) = (line for line in frames.notes({"flip_merge": flips}, {}) if "left out" in line)
     assert merges_alone.startswith("gcnn (all 3 nets)")
     hardly = frames.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})

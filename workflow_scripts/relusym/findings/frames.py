@@ -346,9 +346,16 @@ def _left_out(records: Iterable[Record], absent: Mapping[str, str], names: Mappi
     groups: dict[tuple[str, str], set[int]] = {}
     for (model, seed), reason in reasons.items():
         groups.setdefault((model, reason), set()).add(seed)
-    lines = [f"{names.get(model, model)} is left out: {reason}" for model, reason in absent.items()]
+    named = {model: names.get(model, model) for model in {*seeds, *absent}}
+    types = Counter(named.values())
+
+    def name_of(model: str) -> str:
+        """Its id if another type here has the same name, such as one on other images."""
+        return named[model] if types[named[model]] == 1 else model
+
+    lines = [f"{name_of(model)} is left out: {reason}" for model, reason in absent.items()]
     for (model, reason), gone in groups.items():
-        name, several = names.get(model, model), len(gone) > 1
+        name, several = name_of(model), len(gone) > 1
         if gone == seeds[model]:
             nets = f"{name} (all {len(gone)} nets) are" if several else f"{name} is"
         else:
