@@ -6,10 +6,11 @@ import pytest
 import torch
 import torchvision
 from conftest import refused
-from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
+from small_nets import Images, answers, conv_net, resnet, shuffled, smooth_images, vgg11
+from torch import nn
 
 from relusym.channels.groups import ChannelGroup
-from relusym.channels.traced import channel_groups
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.evaluation.invariance import relative_invariance_error
 from relusym.matching.cyclic import best_of_order_four
 from relusym.matching.universe import universe
@@ -17,7 +18,7 @@ from relusym.merging.aligned import align_many
 from relusym.merging.exact_gcnn import project
 from relusym.merging.many import merge_many, orbit_merge
 from relusym.merging.merge import merge
-from relusym.symmetry import QUARTER_TURN
+from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
 IMAGES = Images(smooth_images(100), 50)
 ODD = Images(smooth_images(60, 33), 30)
@@ -204,6 +205,16 @@ def test_a_gcnn_of_quarter_turns_with_its_channels_shuffled_is_found_exactly():
 
 
 @pytest.mark.slow(seconds=3)
+@torch.no_grad()
+def test_a_layer_that_reads_single_pixels_is_turned_with_them():
+    torch.manual_seed(0)
+    traced = TracedNet(conv_net(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(8 * 16, 10)))
+    swaps = {group.name: torch.arange(group.size).flip(0) for group in traced.groups}
+    net = project(traced, HORIZONTAL_FLIP, traced.groups, swaps)
+    merged = orbit_merge(net, HORIZONTAL_FLIP, IMAGES, IMAGES, answers(net, IMAGES))
+    assert merged.accuracy["whole_no_repair"] == merged.accuracy["orbit"] == 1
+
+
 @torch.no_grad()
 def test_the_mean_of_a_nets_four_turned_copies_is_a_gcnn_if_matched_cyclically_and_not_otherwise():
     turned = turned_thrice(vgg11())

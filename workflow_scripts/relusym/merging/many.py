@@ -14,6 +14,7 @@ from relusym.evaluation.logits import evaluating
 from relusym.evaluation.metrics import Metric, accuracy
 from relusym.matching import STARTS
 from relusym.merging.aligned import align_many, joint_statistics
+from relusym.merging.identities import check_transformed
 from relusym.merging.merge import (
     METRICS,
     Merge,
@@ -27,6 +28,7 @@ from relusym.merging.merge import (
     scored,
 )
 from relusym.merging.repair import repair_notes
+from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
 from relusym.symmetry import Symmetry
 
@@ -120,13 +122,14 @@ def orbit_merge(
     """Merge a net with its selves transformed by every power of τ, matched as in `align_many`.
 
     With "cyclic", the mean of all is exactly a GCNN, before REPAIR. For a symmetry of order 2, "whole" is "pairwise",
-    the merge with the flipped self.
+    the merge with the flipped self. UserError as in `align_many`, or if the net can't be transformed (`flip_merge`).
     """
-    turned = [net]
-    for _ in range(symmetry.order - 1):
-        turned.append(symmetry.transform(turned[-1]))
     traced = as_traced(net, images.shape)
-    copies = [traced.copied(each) for each in turned]
+    copies = [traced]
+    for _ in range(symmetry.order - 1):
+        copies.append(traced.copied(transformed(copies[-1], symmetry)))
+    with evaluating(traced.net, copies[1].net):
+        check_transformed(traced, copies[1].net, symmetry, images)
     aligned = align_many(copies, images, matching=matching, starts=starts, order=symmetry.order)
     ends = [accuracy(end, test_images, labels) for end in aligned.nets]
     accuracies, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}
