@@ -48,6 +48,17 @@ def test_circular_convs_have_no_lie_derivative_and_a_pointwise_layer_between_the
     assert mirrored.total["translation"] > 1e2 * rounding
 
 
+class Masked(nn.Module):
+    def forward(self, x):
+        return x * (x > 0)
+
+
+def test_a_mask_has_no_derivative():
+    net = circular()
+    masked = lie_derivative(nn.Sequential(net[0], Masked(), *net[2:]).eval(), NOISE).total
+    assert masked == pytest.approx(lie_derivative(net, NOISE).total, rel=1e-5)
+
+
 @torch.no_grad()
 def test_a_layer_that_reads_single_pixels_has_the_derivative_computed_by_hand():
     """Logits (s, −s), where s is the sum of an image's pixels, weighted by their column."""

@@ -105,10 +105,13 @@ def lie_derivative(
     dims = {node.name: _dims(node.name, tree_leaves(labels)) for node, labels in flow.labels.items()}
 
     def rates(node: fx.Node, values: Any) -> list[Tensor | None]:
-        """The derivatives, (3, …), of each tensor that a node writes; None for a vector, which has no position."""
+        """The derivatives, (3, …), of each tensor that a node writes; None for a vector, or a mask."""
         leaves = zip(tree_leaves(values), dims.get(node.name, []), strict=False)
         return [
-            generators(x.detach(), where, size, circular=circular) if where else None for x, where in leaves
+            generators(x.detach(), where, size, circular=circular)
+            if where and x.is_floating_point()
+            else None
+            for x, where in leaves
         ]
 
     sums: dict[str, Tensor | float] = defaultdict(float)
