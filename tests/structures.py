@@ -389,6 +389,7 @@ BETWEEN = {
     "sums along rows": (lambda x: x.cumsum(3), 12),
     "largest pixels": (lambda x: F.max_pool2d(x, 3, 1, 1, return_indices=True)[0], 12),
     "norms": (lambda x: F.normalize(x, dim=(1, 2, 3)) / (1 + torch.linalg.vector_norm(x, dim=1, keepdim=True)), 12),
+    "learned maps": (lambda x, w: torch.cat([x, w.expand(len(x), -1, -1, -1)], 1), 14, (1, 2, 16, 16)),
     "a resized table": (lambda x, w: x + F.interpolate(w, size=x.shape[2:], mode="bicubic"), 12, (1, 12, 5, 5)),
     "zeros of any number": (lambda x: torch.cat([x, torch.FloatTensor(len(x), 4, 16, 16).fill_(0)], 1), 16),
     "frequencies": (lambda x: torch.fft.fft2(x).real, 12),

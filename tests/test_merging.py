@@ -32,6 +32,7 @@ from relusym.data.augmentation import normalise
 from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import TOP_1, accuracy
 from relusym.merging.aligned import align, align_many, interpolate, joint_statistics
+from relusym.merging.exact_gcnn import project
 from relusym.merging.identities import LIMITS, hold, largest_difference
 from relusym.merging.merge import barrier, curve, flip_merge, merge, merge_weights
 from relusym.merging.repair import (
@@ -417,13 +418,75 @@ def Neighbours(self, x):
     return self.head(self.beside(self.stem(self.first(x).relu()).mean((2, 3))[:, None])[:, 0])
 
 
+@net_of(lambda: {"first": nn.Conv2d(3, 8, 3), "last": nn.Conv2d(8, 8, 3), "head": nn.Linear(8, 10)})
+def Featured(self, x):
+    """A net that also returns a map, which another layer reads."""
+    x = self.first(x).relu()
+    return self.head(self.last(x).relu().mean((2, 3))), x
+
+
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 12, 4, 4), "query": nn.Parameter(torch.randn(1, 1, 12)),
+    "attention": nn.MultiheadAttention(12, 3, batch_first=True), "head": nn.Linear(12, 10),
+})  # fmt: skip
+def AttentionPooled(self, x):
+    x = self.stem(x).flatten(2).mT
+    return self.head(self.attention(self.query.expand(len(x), -1, -1), x, x)[0][:, 0])
+
+
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 12, 4, 4), "first": nn.Linear(64, 20), "second": nn.Linear(20, 64), "up": nn.Linear(12, 16),
+    "head": nn.Linear(16, 10),
+})  # fmt: skip
+def Mixer(self, x):
+    """Two layers along tokens, as in MLP-Mixer."""
+    x = self.stem(x).flatten(2)
+    x = x + self.second(nn.functional.gelu(self.first(x)))
+    return self.head(self.up(x.mT).relu().mean(1))
+
+
 @pytest.mark.parametrize(("net", "note"), [
     (Masked, "averaged as weights are: the buffers mask"),
     (Neighbours, "channels stay at their places in stem: what reads them tells them from one another"),
+    (Featured, "channels stay at their places in first: the net returns them"),
+    (AttentionPooled,
+     "channels stay at their places in attention: no output shows them, by which they could be matched"),
+    (Mixer, "channels stay at their places in first: they lie along positions, and another layer reads them"),
 ])  # fmt: skip
 def test_what_a_merge_averages_besides_weights_and_what_it_leaves_is_named(net, note):
     torch.manual_seed(0)
     assert note in merge(net(), net(), Images(smooth_images(40), 40)).notes
+
+
+@torch.no_grad()
+def test_channels_are_matched_at_the_images_positions_and_not_at_those_that_a_layer_writes():
+    torch.manual_seed(0)
+    net, other = Mixer(), Mixer()
+    other.load_state_dict(net.state_dict())
+    for tensor in (other.first.weight, other.first.bias, other.second.weight.T):
+        tensor.copy_(tensor.flip(0))
+    permutations = merge(net, other, Images(smooth_images(40), 40)).permutations
+    assert permutations == {name: [*range(len(order))] for name, order in permutations.items()}
+
+
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 12, 3, padding=1), "inner": nn.Conv2d(12, 8, 3, padding=1), "gate": nn.Linear(8, 8),
+    "head": nn.Linear(8, 10),
+})  # fmt: skip
+def Gated(self, x):
+    """Gates that are open, as those of MobileNetV3 may be."""
+    x = self.inner(self.stem(x).relu())
+    return self.head((x * nn.functional.relu6(self.gate(x.mean((2, 3))) + 20)[..., None, None]).mean((2, 3)))
+
+
+def test_channels_are_matched_by_maps_and_not_by_gates_that_are_the_same_for_all_images():
+    torch.manual_seed(0)
+    traced = TracedNet(Gated().eval())
+    swaps = {g.name: torch.arange(g.size).reshape(-1, 2).flip(1).flatten() for g in traced.groups}
+    gcnn = project(traced, HORIZONTAL_FLIP, traced.groups, swaps)
+    merged = flip_merge(gcnn, Images(smooth_images(40), 40))
+    assert merged.permutations == {name: order.tolist() for name, order in swaps.items()}
+    assert set(merged.barrier.values()) == {0.0}
 
 
 @net_of(lambda: {

@@ -91,6 +91,11 @@ def test_channels_that_a_product_writes_are_permuted(name):
     assert sizes == ([7, 8, 12] if name in WRITING else [5, 5, 7, 8, 12]) and not traced.staying
 
 
+def test_learned_maps_beside_channels_are_permuted():
+    groups = channel_groups(Between(*BETWEEN["learned maps"]), (3, 16, 16))
+    assert sorted(group.size for group in groups) == [2, 8, 12]
+
+
 # ---- random nets
 
 

@@ -9,12 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from relusym.channels.flow import Flow
-from relusym.channels.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS, BATCH_NORMS
-from relusym.channels.labels import FIXED, Labels
+from relusym.channels.handlers import (
+    ACTIVATING,
+    ACTIVATIONS,
+    ADDITIONS,
+    BATCH_NORMS,
+    CONVS,
+    PRODUCTS,
+    TRANSPOSED,
+)
+from relusym.channels.labels import FIXED, Labels, Weights
 from relusym.channels.tracing import function_name, layer_of
 from relusym.errors import UserError
 
@@ -72,8 +80,8 @@ class ChannelGroup:
             with the range of its channels, such as `conv3[:16]`, unless they are all of the layer's.
         size: number of channels.
         places: every place in the state dict that is indexed by these channels.
-        node: the graph node whose output is compared when channels are matched: the group's last activation; empty if
-            no output has them, as for parameters with one entry per head.
+        node: the graph node whose output is compared when channels are matched: the group's last activation, of maps if
+            there are any; empty if no output has them, as for parameters with one entry per head.
         outputs: every place of these channels in the outputs of graph nodes.
         heads: number of heads; 1: any permutation is allowed.
         tied: a number shared by groups whose heads are permuted alike, such as queries and keys, and values, or what a
@@ -224,12 +232,14 @@ def groups_of(flow: Flow) -> list[ChannelGroup]:
               if not outputs[number] and size > partition.heads[number]]  # fmt: skip
     staying = {partition.tied[number] for number in hidden} - {None}
     groups, names = {}, Counter()
+    elsewhere = rewritten_positions(flow).keys()
     for number, size in enumerate(partition.sizes):
         where, heads, tied = outputs[number], partition.heads[number], partition.tied[number]
         if number in hidden or tied in staying:
             continue
         if where:
-            node = _compared(flow, where, tied is not None and partition.tied.count(tied) > 1, order)
+            here = {node: place for node, place in where.items() if node not in elsewhere} or where
+            node = _compared(flow, here, tied is not None and partition.tied.count(tied) > 1, order)
             _, writer, place = max(written[number], default=(0, node, where[node]))
             layer = writer.target if writer.op == "call_module" else writer.name
             name = str(writer.meta.get("layer", layer)).removeprefix("features.")
@@ -248,14 +258,46 @@ def groups_of(flow: Flow) -> list[ChannelGroup]:
 
 
 def _compared(flow: Flow, where: dict[fx.Node, Place], attention: bool, order: dict[fx.Node, int]) -> fx.Node:
-    """The node whose output is compared to match a group's channels: the last activation, or else sum, or else any."""
+    """The node whose output is compared to match a group's channels: the last activation, or else sum, or else any; of
+    maps, if there are any, and not of vectors, such as gates, which may be the same for all images.
+    """
     if attention:  # queries are matched together with keys: their layer's output has both
         where = {node: place for node, place in where.items() if node in flow.writers} or where
+    shapes = {node: flow.labels[node].shape for node in where}
+    maps = {node: place for node, place in where.items() if shapes[node].numel() > shapes[node][place.dim]}
+    where = maps or where
     smallest = min(place.block for place in where.values())
     nodes = [node for node, place in where.items() if place.block == smallest]
     activated = [node for node in nodes if is_activation(flow.module, node)]
     summed = [node for node in nodes if node in flow.writers or function_name(node) in ADDITIONS]
     return max(activated or summed or nodes, key=order.get)
+
+
+def rewritten_positions(flow: Flow) -> dict[fx.Node, set[fx.Node]]:
+    """The nodes at whose positions the image's are no longer, but what layers along positions wrote, as between the two
+    such layers of an MLP-Mixer's block → these layers. Two nets' positions there correspond only as their layers do.
+    """
+    rewritten: dict[fx.Node, set[fx.Node]] = {}
+    for node, labels in flow.labels.items():
+        if not (isinstance(labels, Labels) and labels.varies):
+            continue
+        read = [source for source in node.all_input_nodes if isinstance(flow.labels[source], Labels)]
+        read = [source for source in read if flow.labels[source].varies]
+        if is_along_positions(flow, node):
+            rewritten[node] = {node}
+        elif read and all(source in rewritten for source in read):
+            rewritten[node] = set().union(*(rewritten[source] for source in read))
+    return rewritten
+
+
+def is_along_positions(flow: Flow, node: fx.Node) -> bool:
+    """Whether a layer, or a product with parameters, reads and writes positions, alike for all channels."""
+    passes = isinstance(labels := flow.labels[node], Labels) and bool(labels.varies)
+    product = function_name(node) in PRODUCTS and any(
+        isinstance(flow.labels[source], Weights) for source in node.all_input_nodes
+    )
+    layer = isinstance(layer_of(flow.module, node), (*CONVS, *TRANSPOSED, nn.Linear))
+    return passes and (layer or product) and node not in flow.writers
 
 
 def _span(place: Place, size: int) -> str:

@@ -57,6 +57,9 @@ FUNCTIONS = {
     "reduces": "mean sum amax amin prod var std norm linalg_norm linalg_vector_norm logsumexp",
     "pools": "max_pool avg_pool adaptive_avg_pool adaptive_max_pool",
 }
+# functions that multiply by a matrix or a kernel, as layers do
+PRODUCTS = {"linear", "matmul", "bmm", "mm", "addmm", "einsum", "tensordot", "cdist",
+            "conv1d", "conv2d", "conv3d"}  # fmt: skip
 STACKS = {"stack", "hstack", "vstack", "dstack"}
 NAMES = {kind: names.split() for kind, names in FUNCTIONS.items()}
 ACTIVATING = set(NAMES["activating"])
@@ -674,14 +677,24 @@ def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
     tokens = varies and dim not in varies
     ids = call.relations.beside([x.ids for x in labelled], call.node.name) if tokens else None
     if ids is None:
-        pieces = call.relations.distinct([constant(call, x).entries for x in tensors])
-        return Labels.of(torch.cat(pieces, dim))
+        pieces = [_written(call, x, dim) if varies == {dim} else constant(call, x) for x in tensors]
+        return Labels.of(torch.cat(call.relations.distinct([x.entries for x in pieces]), dim))
     for x in tensors:
         if isinstance(x, Weights):
             call.meet(x, ids)
         elif isinstance(x, Tensor):
             ids = call.relations.join(ids, call.constant(x, sorted(varies)).ids, call.node.name)
     return Labels(call.shape, ids)
+
+
+def _written(call: Call, x: Any, dim: int) -> Labels:
+    """As `constant`, but parameters beside channels, such as learned maps, are channels themselves."""
+    several = isinstance(x, Weights) and x.shape[dim] > 1
+    if not several or (written := call.relations.written(x.shape[dim], False)) is None:
+        return constant(call, x)
+    labels = Labels.along(written, dim, x.shape)
+    call.meet(x, labels.ids)
+    return labels
 
 
 def _weights_beside(call: Call, tensors: Any, dim: int) -> Weights:

@@ -19,13 +19,15 @@ from relusym.channels.groups import (
     Permutations,
     State,
     groups_of,
+    is_along_positions,
     moving,
     order_of,
     permute,
     rescale,
+    rewritten_positions,
 )
 from relusym.channels.handlers import BATCH_NORMS, CONVS, TRANSPOSED
-from relusym.channels.labels import Labels
+from relusym.channels.labels import FIXED, Labels
 from relusym.channels.tracing import (
     REGISTERED,
     REPLAYED,
@@ -188,8 +190,10 @@ class TracedNet:
         return self.flow(Flow).fixed
 
     @cached_property
-    def staying(self) -> list[str]:
-        """The layers and functions that write channels of which some are in no group, except those of the outputs."""
+    def staying(self) -> dict[str, str]:
+        """The layers and functions that write channels of which some are in no group → why; except those that write
+        nothing but the net's outputs.
+        """
         flow, moved = self.flow(Flow), set()
         root = flow.relations.root
         for group in self.groups:
@@ -201,14 +205,29 @@ class TracedNet:
         for node in reversed(nodes):
             if ends & node.users.keys() and node not in flow.writers:
                 ends.add(node)
-        names = [
-            describe(node).removeprefix("layer ")
-            for node, labels in flow.writers.items()
-            if len(labels) > 1
-            and not ends & node.users.keys()
-            and not moved.issuperset(map(root, labels.tolist()))
-        ]
-        return list(dict.fromkeys(names))
+        why, written = {}, {FIXED}
+        for node, labels in flow.writers.items():
+            roots = set(map(root, labels.tolist()))
+            written |= roots
+            name = describe(node).removeprefix("layer ")
+            if len(labels) == 1 or moved.issuperset(roots):
+                continue
+            if not ends & node.users.keys():
+                why[name] = "what reads them tells them from one another"
+            elif not _readers(node, ends) <= ends:
+                why[name] = "the net returns them"
+        for (name, dim), labels in flow.places.items():
+            if dim == 0 and len(labels) > 1 and set(map(root, labels.tolist())) - moved - written:
+                why.setdefault(
+                    name.rpartition(".")[0] or name, "no output shows them, by which they could be matched"
+                )
+        rewritten = rewritten_positions(flow)
+        for node in nodes:
+            if is_along_positions(flow, node):
+                for layer in set().union(*(rewritten.get(source, set()) for source in node.all_input_nodes)):
+                    name = describe(layer).removeprefix("layer ")
+                    why[name] = "they lie along positions, and another layer reads them"
+        return why
 
     @cached_property
     def groups(self) -> list[ChannelGroup]:
@@ -269,6 +288,16 @@ class TracedNet:
             if not relative_difference(here, there) < LIMIT:
                 return describe(node)
         return "its output"
+
+
+def _readers(node: fx.Node, ends: set[fx.Node]) -> set[fx.Node]:
+    """All that reads a node's output, directly or through nodes in `ends`."""
+    readers, new = set(), [node]
+    while new:
+        users = new.pop().users.keys() - readers
+        readers |= users
+        new += users & ends
+    return readers
 
 
 def _in_float64(graph: fx.Graph) -> fx.Graph:

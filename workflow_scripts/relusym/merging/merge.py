@@ -244,11 +244,9 @@ def fixed_notes(traced: TracedNet) -> list[str]:
     """Which of its outputs aren't measured, and which channels can't be permuted, or aren't, a line each."""
     notes = others_note(traced.graph.output_node().args[0])
     notes += [f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()]
-    if traced.staying:
-        layers = listed(traced.staying, 3)
-        notes.append(
-            f"channels stay at their places in {layers}: what reads them tells them from one another"
-        )
+    for why in dict.fromkeys(traced.staying.values()):
+        layers = [name for name, reason in traced.staying.items() if reason == why]
+        notes.append(f"channels stay at their places in {listed(layers, 3)}: {why}")
     if traced.idle:
         notes.append(
             f"channels stay at their places in {listed(traced.idle, 3)}: evaluation mode doesn't run it"

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from relusym.channels.flow import Flow
 from relusym.channels.groups import block_outputs
-from relusym.channels.handlers import BATCH_NORMS, CONVS, TRANSPOSED
+from relusym.channels.handlers import BATCH_NORMS, CONVS, PRODUCTS, TRANSPOSED
 from relusym.channels.labels import FIXED, Labels
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import describe, function_name, layer_of
@@ -30,7 +30,6 @@ EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 HELD_BYTES, KEPT_BYTES = 2**30, 2**31
 CHEAP = 64
 CORRECTED = (*CONVS, *TRANSPOSED, nn.Linear)
-PRODUCTS = {"linear", "matmul", "mm", "addmm", "einsum", "tensordot", "cdist", "conv1d", "conv2d", "conv3d"}
 SHOWN = 3  # names in a note
 
 
