@@ -440,7 +440,8 @@ def test_layers_without_a_bias_get_none_so_that_the_exact_net_is_of_the_nets_cla
         means.append(output.mean(1)), deviations.append(output.std(1, correction=0))
     read = nn.functional.conv2d(x, state["0.weight"]).relu()
     written = halfway(read).double().transpose(0, 1).flatten(1)
-    scale = sum(deviations) / 2 / (written.var(1, correction=0) + 1e-5).sqrt()
+    target = sum(deviations) / 2
+    scale = target / (written.var(1, correction=0) + 1e-5 * target**2).sqrt()
     bias = halfway.bias * scale + sum(means) / 2 - scale * written.mean(1)
     torch.testing.assert_close(state["2.bias"], ((bias + bias[second]) / 2).float(), rtol=1e-4, atol=1e-5)
 

@@ -239,6 +239,17 @@ def test_repair_meets_its_targets_in_every_layer(images):
 
 
 @torch.no_grad()
+def test_repair_leaves_a_net_that_meets_its_targets_as_it_is_however_small_its_activations(images):
+    net = vgg11()
+    first, second = net.features.conv1, net.features.conv2
+    for tensor, factor in ((first.weight, 1e-4), (first.bias, 1e-4), (second.weight, 1e4)):
+        tensor *= factor
+    repaired, _ = repair(net, targets(net, net, images), images)
+    x = normalise(images.pixels[:20])
+    assert largest_difference(net(x), repaired(x)) < 1e-3
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("build_net", [vgg11, lambda seed: InPlace()], ids=["vgg11", "in_place"])
 def test_maps_that_do_not_fit_in_memory_are_held_a_batch_at_a_time(images, monkeypatch, build_net):
     first, second = build_net(0), build_net(1)

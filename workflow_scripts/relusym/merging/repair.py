@@ -23,7 +23,9 @@ from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
 from relusym.merging.moments import Moments, Statistics, samples
 
-EPSILON = 1e-5  # added to a variance before a division, as batch norm does
+EPSILON = (
+    1e-5  # of the target's variance is added to a variance before a division, so that no scale is above 316
+)
 # A layer's inputs are held for all images if they take at most `HELD_BYTES`; otherwise they are recomputed from an
 # earlier layer's. Its outputs are kept as well, until they are corrected, if both take at most `KEPT_BYTES`; otherwise
 # the layer runs again. So does a layer of fewer than `CHEAP` multiply-adds per output, as memory is slower than that.
@@ -93,8 +95,9 @@ class Rescaling:
 
     @classmethod
     def towards(cls, current: Statistics, target: Statistics, dim: int = -3) -> "Rescaling":
-        """The rescaling that takes outputs with statistics `current` to the target statistics."""
-        scale = target.std / (current.std**2 + EPSILON).sqrt()
+        """The rescaling that takes outputs with statistics `current` to the target ones, however small both are."""
+        smallest = torch.finfo(target.std.dtype).tiny  # two dead channels have a scale of 0
+        scale = target.std / (current.std**2 + EPSILON * target.std**2).sqrt().clamp(min=smallest)
         return cls(scale, target.mean - scale * current.mean, dim)
 
     def fuse(self, layer: nn.Module) -> None:
