@@ -456,12 +456,23 @@ def Mixer(self, x):
     return self.head(self.up(x.mT).relu().mean(1))
 
 
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 8, 3), "keys": nn.Conv2d(8, 6, 1), "values": nn.Conv2d(8, 6, 1), "head": nn.Linear(36, 10),
+})  # fmt: skip
+def Crossed(self, x):
+    """The products of all pairs of a key and a value, as in linear attention."""
+    x = self.stem(x).relu()
+    return self.head((self.keys(x).flatten(2) @ self.values(x).flatten(2).mT / 900).flatten(1))
+
+
 @pytest.mark.parametrize(("net", "note"), [
     (Masked, "averaged as weights are: the buffers mask"),
     (Neighbours, "channels stay at their places in stem: what reads them tells them from one another"),
     (Featured, "channels stay at their places in first: the net returns them"),
     (AttentionPooled,
      "channels stay at their places in attention: no output shows them, by which they could be matched"),
+    (Crossed,
+     "channels stay at their places in matmul: they are multiplied by one another, so that they only move together"),
     (Mixer, "channels stay at their places in first: they lie along positions, and another layer reads them"),
 ])  # fmt: skip
 def test_what_a_merge_averages_besides_weights_and_what_it_leaves_is_named(net, note):

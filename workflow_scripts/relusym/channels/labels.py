@@ -109,11 +109,13 @@ class UnionFind:
         marks: what sets channels apart, besides the tensors that they index → those channels.
         pairs: pairs of labels that were joined.
         nests: channels that stay together, int64 (heads, n), a row for each head, and the label of each head.
+        crossed: the operations that combine each of several channels with each of several others, which joins them all.
     """
 
     def __init__(self) -> None:
         self._parents = [FIXED]
         self.nests: list[tuple[Tensor, Tensor]] = []
+        self.crossed: set[Hashable] = set()
         self._constants: dict[float, int] = {}
         self.pairs: list[tuple[int, int]] = []
         self.marks: dict[Hashable, list[Tensor]] = defaultdict(list)
@@ -180,6 +182,8 @@ class UnionFind:
         if coarser and not finer and second.numel() > 1:
             self.nest(first, coarser, where, second)
             return first
+        if finer and coarser:
+            self.crossed.add(where)
         return self.join(first, second, where)
 
     def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:

@@ -223,6 +223,8 @@ class TracedNet:
                 )
         rewritten = rewritten_positions(flow)
         for node in nodes:
+            if node.name in flow.relations.crossed:
+                why[describe(node)] = "they are multiplied by one another, so that they only move together"
             if is_along_positions(flow, node):
                 for layer in set().union(*(rewritten.get(source, set()) for source in node.all_input_nodes)):
                     name = describe(layer).removeprefix("layer ")
