@@ -390,6 +390,13 @@ def test_a_net_in_training_mode_is_taken_in_evaluation_mode_and_stays_as_it_is()
     assert result.numbers() == wanted.numbers() and result.invariance_error["exact"] < 1e-5
 
 
+def test_that_a_flip_is_unchecked_is_named():
+    torch.manual_seed(0)
+    layers = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    result = exact(nn.Sequential(*layers, nn.Linear(8, 4)).eval(), [normalise(smooth_images(8, 8))])
+    assert any("not checked whether horizontal_flip" in note for note in result.notes)
+
+
 def test_a_size_at_which_strides_prevent_exact_invariance_is_named():
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()

@@ -431,10 +431,16 @@ def flip_merge(
         how = {"matching": matching, "starts": starts, "seed": seed, "order": symmetry.order}
         merged = _merge(traced, traced.copied(flipped), images, test, test_labels, FLIP, metrics, how)
     merged.checks |= checks
-    if check_planted(traced, symmetry) is None:
-        why = "the net can't be run at a size at which its strides are symmetric"
-        merged.notes.append(f"not checked whether {symmetry.name} transforms the net correctly, since {why}")
+    merged.notes += unchecked_notes(traced, symmetry)
     return merged
+
+
+def unchecked_notes(traced: TracedNet, symmetry: Symmetry) -> list[str]:
+    """Why the transformed net couldn't be checked, in a line; none if it was checked."""
+    if check_planted(traced, symmetry) is not None:
+        return []
+    why = "the net can't be run at a size at which its strides are symmetric"
+    return [f"not checked whether {symmetry.name} transforms the net correctly, since {why}"]
 
 
 @torch.no_grad()

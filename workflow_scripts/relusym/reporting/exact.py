@@ -28,7 +28,7 @@ from relusym.merging.aligned import align
 from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, representations
 from relusym.merging.folded import COMPILED_SHARE, WORTHWHILE, Folded, folded, fused, multiplications
 from relusym.merging.identities import check_transformed
-from relusym.merging.merge import fixed_notes, statistics_notes
+from relusym.merging.merge import fixed_notes, statistics_notes, unchecked_notes
 from relusym.nets.tied import TiedNet
 from relusym.pixels.grid import Grid, grid
 from relusym.pixels.transform import transformed
@@ -203,6 +203,7 @@ def exact(
             *([] if met.symmetric else [NOT_INVARIANT]),
             *([] if _is_folded(fast) else [_unfolded(_is_folded(fold(worthwhile=0)), compiled)]),
             *fixed_notes(traced),
+            *unchecked_notes(traced, symmetry),
             *statistics_notes(traced, accuracy["net"], accuracy["exact"], match, test, used),
         ],
     )
