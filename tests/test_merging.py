@@ -465,12 +465,23 @@ def Crossed(self, x):
     return self.head((self.keys(x).flatten(2) @ self.values(x).flatten(2).mT / 900).flatten(1))
 
 
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 8, 3), "weight": nn.Parameter(torch.randn(8, 8)), "up": nn.Linear(3, 8, bias=False),
+    "down": nn.Linear(8, 3, bias=False), "head": nn.Linear(8, 10),
+})  # fmt: skip
+def Adapted(self, x):
+    """A layer with a low-rank addend."""
+    kernel = self.weight + self.up.weight @ self.down.weight
+    return self.head(nn.functional.linear(self.stem(x).relu().mean((2, 3)), kernel).relu())
+
+
 @pytest.mark.parametrize(("net", "note"), [
     (Masked, "averaged as weights are: the buffers mask"),
     (Neighbours, "channels stay at their places in stem: what reads them tells them from one another"),
     (Featured, "channels stay at their places in first: the net returns them"),
     (AttentionPooled,
      "channels stay at their places in attention: no output shows them, by which they could be matched"),
+    (Adapted, "channels stay at their places in down: no output shows them, by which they could be matched"),
     (Crossed,
      "channels stay at their places in matmul: they are multiplied by one another, so that they only move together"),
     (Mixer, "channels stay at their places in first: they lie along positions, and another layer reads them"),

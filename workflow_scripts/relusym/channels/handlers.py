@@ -353,6 +353,11 @@ def contracted(call: Call, operands: list[Any], letters: list[str], output: str,
                                    for name, entries in x.sources.items()})
                for x, names in pairs if isinstance(x, Weights)]  # fmt: skip
     if len(factors) == len(pairs):
+        for letter in order[len(output) :]:  # units between factors, such as those of a kernel of low rank
+            holding = [(x, names.index(letter)) for x, names in pairs if letter in names]
+            written = call.relations.written(sizes[letter], False) if len(holding) > 1 else None
+            for weights, where in holding if written is not None else ():
+                call.index(weights, where, written)
         return _of_weights(call, factors, len(output))
     aligned = [(arranged(x.ids, names), x, names) for x, names in pairs if isinstance(x, Labels)]
     varies = {letter for ids, *_ in aligned for letter, n in zip(order, ids.shape, strict=True) if n > 1}

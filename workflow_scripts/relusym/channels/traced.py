@@ -216,11 +216,13 @@ class TracedNet:
                 why[name] = "what reads them tells them from one another"
             elif not _readers(node, ends) <= ends:
                 why[name] = "the net returns them"
-        for (name, dim), labels in flow.places.items():
-            if dim == 0 and len(labels) > 1 and set(map(root, labels.tolist())) - moved - written:
-                why.setdefault(
-                    name.rpartition(".")[0] or name, "no output shows them, by which they could be matched"
-                )
+        by_dimension = sorted(flow.places.items(), key=lambda place: place[0][1])
+        for (name, _), labels in by_dimension:  # layers that write come first
+            hidden = set(map(root, labels.flatten().clamp(min=FIXED).tolist())) - moved - written
+            written |= hidden
+            if hidden and labels.numel() > 1:
+                layer = name.rpartition(".")[0] or name
+                why.setdefault(layer, "no output shows them, by which they could be matched")
         rewritten = rewritten_positions(flow)
         for node in nodes:
             if node.name in flow.relations.crossed:
