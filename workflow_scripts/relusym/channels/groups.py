@@ -138,9 +138,9 @@ class ChannelPartition:
         for head, sets in heads.items():
             for channels in sets:
                 self.head[list(channels)] = head or min(channels)
-        apart = self._refine_by_heads(alike, heads)
+        staying = self._refine_by_heads(alike, heads)
         members: dict[int, list[int]] = defaultdict(list)
-        for root in sorted(indexing - apart - {FIXED}, key=lambda root: (self.head[root], root)):
+        for root in sorted(indexing - staying, key=lambda root: (self.head[root], root)):
             members[alike[root]].append(root)
         groups = [channels for channels in members.values() if len(channels) > 1]
         self.sizes, self.heads, self.tied = [len(channels) for channels in groups], [], []
@@ -171,24 +171,25 @@ class ChannelPartition:
         self.fresh += len(roots)
 
     def _refine_by_heads(self, alike: np.ndarray, heads: dict[int, list[frozenset[int]]]) -> set[int]:
-        """Set channels apart by what shares their head; return those of heads with several equal sets, to be fixed."""
-        apart: set[int] = set()
+        """Set channels apart by what shares their head; return the heads that stay: fixed ones, and those with several
+        equal sets, which can't be told apart in another head.
+        """
+        staying = {FIXED}
         numbers: dict[Hashable, int] = {}
         kinds = -1
         while kinds < (kinds := len(np.unique(alike))):
             for head, sets in heads.items():
-                # what each set of a head holds; a fixed head is like no other
-                signs = [
-                    (tuple(sorted(alike[list(held)])), min(held) if head == FIXED else 0) for held in sets
-                ]
-                if head != FIXED and len(set(signs)) < len(signs):
-                    apart |= {head}.union(*sets)
+                signs = [tuple(sorted(alike[list(held)])) for held in sets]  # what each set of a head holds
+                if len(set(signs)) < len(signs):
+                    staying.add(head)
+                if head in staying:  # it is like no other
+                    signs = [(sign, min(held)) for sign, held in zip(signs, sets, strict=True)]
                 whole = (alike[head] if head else 0, *sorted(signs))
                 for held, sign in [*zip(sets, signs, strict=True), *([({head}, 0)] if head else [])]:
                     for channel in held:
                         kind = alike[channel], sign, whole
                         alike[channel] = numbers.setdefault(kind, self.fresh + len(numbers))
-        return apart
+        return staying
 
     def places(self, tensor: str, dim: int, labels: Tensor, flat: bool = False) -> list[tuple[int, Place]]:
         """The groups with all their channels along this dimension, equally many entries each; and their places."""

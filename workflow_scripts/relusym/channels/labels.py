@@ -206,7 +206,8 @@ class UnionFind:
     def settle(self) -> dict[int, list[frozenset[int]]]:
         """The label of each head → the sets of channels that it holds; all fixed heads are under `FIXED`.
 
-        Channels that would lie in two heads, or in nested heads, are joined: such heads are only permuted whole.
+        Of heads that overlap, the smaller one's channels are joined, until no channel lies in two; and so are all those
+        of nested heads. Such heads are only permuted whole.
         """
         changed = True
         while changed:
@@ -223,7 +224,9 @@ class UnionFind:
                         continue
                     others = {set_of[channel] for channel in channels if channel in set_of} - {channels}
                     if others:
-                        changed |= self._unite(channels.union(*others))
+                        changed |= self._unite(
+                            min([channels, *others], key=lambda held: (len(held), min(held)))
+                        )
                     set_of |= dict.fromkeys(channels, channels)
                     changed |= self._unite([head, head_of.setdefault(channels, head)])
             for channels, head in head_of.items():
