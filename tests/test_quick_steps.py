@@ -1,5 +1,6 @@
 from contextlib import nullcontext
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ CONVS = [
     (nn.Conv2d(6, 10, 3, padding=1, bias=False), 2, "_DenseBackward", None),
     (nn.Conv2d(130, 10, 3, padding=1), 4, "_WindowsBackward", False),
     (nn.Conv2d(130, 10, 3, padding=1, bias=False), 4, "_WindowsBackward", False),
+    (nn.Conv2d(64, 32, 3, padding=1), 8, "_WindowsBackward", False),
     (nn.Conv2d(128, 8, 3), 8, "_WindowsBackward", False),
     (nn.Conv2d(128, 4, 3, stride=2, padding=1), 7, "_WindowsBackward", False),
     (nn.Conv2d(128, 4, (1, 3), stride=(1, 2), padding=(0, 1)), 6, "_WindowsBackward", False),
@@ -73,8 +75,48 @@ def test_float64_convs_are_as_accurate_too(conv, side, name, wholly):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+def weight_maps(images, channels, out, height, width):
+    seeded = torch.Generator().manual_seed(0)
+    shapes = ((images, channels, height, width), (images, out, height, width))
+    drawn = (torch.randn(shape, generator=seeded).to(BFLOAT16) for shape in shapes)
+    return tuple(x.to(memory_format=torch.channels_last) for x in drawn)
+
+
+# one image and many, in one part and several, of which the last is smaller; a single image larger than a part
+@pytest.mark.parametrize("shape", [
+    (1, 32, 32, 1, 1), (7, 64, 32, 2, 3), (100, 32, 96, 8, 8), (130, 96, 64, 5, 7), (83, 32, 32, 4, 4),
+    (3, 32, 32, 50, 47),
+], ids=str)  # fmt: skip
+def test_weight_gradients_with_matrix_instructions_match_float64(shape, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    x, gradient = weight_maps(*shape)
+    taps = quick_steps._conv_weights(x, gradient, (3, 3, 1, 1, 1, 1))
+    if taps is None:
+        pytest.skip("no C compiler or no matrix instructions (AMX) here")
+    size = (shape[2], shape[1], 3, 3)
+    exact = torch.nn.grad.conv2d_weight(x.double(), size, gradient.double(), padding=1)
+    assert taps.dtype == torch.float32
+    assert (taps.permute(0, 3, 1, 2) - exact).norm() <= 2e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("refused", [
+    {"kernel": (1, 3, 1, 1, 0, 1)}, {"kernel": (3, 3, 2, 2, 1, 1)}, {"channels": 48}, {"out": 40}, {"threads": 2},
+    {"images": 0}, {"failed": 1}, {"built": False}, {},
+], ids=str)  # fmt: skip
+def test_other_weight_gradients_are_products_with_windows(refused, monkeypatch):
+    sizes = {name: refused.get(name, usual) for name, usual in (("images", 2), ("channels", 64), ("out", 32))}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: refused.get("threads", 1))
+    built = SimpleNamespace(conv_weights=lambda *sizes: refused.get("failed", 0))
+    library = built if refused.get("built", True) else None
+    monkeypatch.setattr(quick_steps, "_built", lambda: library)
+    taps = quick_steps._conv_weights(
+        *weight_maps(**sizes, height=4, width=4), refused.get("kernel", (3, 3, 1, 1, 1, 1))
+    )
+    assert (taps is None) == bool(refused)
+
+
 @pytest.mark.parametrize("conv, side, amx", [
-    (nn.Conv2d(128, 4, 3, padding=1), 9, True), (nn.Conv2d(127, 4, 3, padding=1), 4, True),
+    (nn.Conv2d(128, 4, 3, padding=1), 9, True), (nn.Conv2d(63, 4, 3, padding=1), 4, True),
     (nn.Conv2d(128, 4, 3, padding=1, groups=2), 2, True),
     (nn.Conv2d(128, 4, 3, padding=2, dilation=2), 4, True), (nn.Conv2d(128, 4, 3, padding="same"), 2, True),
     (nn.Conv2d(256, 512, 3, padding=1), 4, False), (nn.Conv2d(512, 4, 3, padding=1), 8, False),

@@ -1,11 +1,13 @@
 """Faster training steps in bfloat16 on a CPU: the same net and the same gradients, as exact as before.
 
 - A 3×3 conv on maps of 2×2 pixels is one product with the dense matrix between all pixels: 16 of 36 multiplications.
-- With matrix instructions (AMX) oneDNN wastes most of its time on small maps. There the gradient of the weights, and on
-  4×4 pixels the whole conv, are products with the windows of the output pixels.
-- ReLU and the 2×2 max pool after it are one pass over the maps, forward and backward: `relu_pool.c`, built by the
-  machine's C compiler when a training starts. Its results are torch's to the last bit, so it can be left out if there
-  is no compiler.
+- With matrix instructions (AMX) oneDNN wastes most of its time on small maps. There `conv_weights.c` sums the gradient
+  of a 3×3 conv's weights. Those of other convs, and on 4×4 pixels the whole of a wide conv, are products with the
+  windows of the output pixels.
+- ReLU and the 2×2 max pool after it are one pass over the maps, forward and backward: `relu_pool.c`.
+
+The machine's C compiler builds both when a training starts. Without one, ReLU and pool are torch's, with the same bits,
+and all gradients of weights are products with windows: with AMX, other bits.
 
 How much each saves, and on which CPU that was measured: docs/benchmark.md.
 """
@@ -33,15 +35,16 @@ CHANNELS = 128  # of a conv's input
 DENSE = (100, CHANNELS)  # images, channels of the input and the output
 RELU_POOL = (2**16, 16)  # numbers, a multiple of channels
 # With AMX: most pixels, least channels of the input (and of the output)
-WINDOWS_FOR_WEIGHTS = (64, CHANNELS)
+WINDOWS_FOR_WEIGHTS = (64, 64)
 WINDOWS = (16, 256, 512)
 
 
 def quick_steps(net: nn.Module, device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """A reusable context, in which the net's forward pass is the fast one if this CPU has one.
 
-    Which one depends on the CPU's instructions and on shapes alone, so that the same seed gives the same bytes. If
-    ONEDNN_MAX_CPU_ISA is set, all is as on a CPU without AMX.
+    Which one depends on shapes and the CPU's instructions, with AMX also on the number of threads and on whether there
+    is a C compiler, so that the same seed gives the same bytes on a machine. If ONEDNN_MAX_CPU_ISA is set, all is as on
+    a CPU without AMX.
     """
     able = torch.cpu.get_capabilities()
     amx = able.get("amx_bf16") and "ONEDNN_MAX_CPU_ISA" not in os.environ
@@ -128,7 +131,7 @@ class _Dense(torch.autograd.Function):
         if needs_x:
             results[0] = _product(gradient, matrix.T, None, (matrix.shape[1] // 4, 2, 2))
         if needs_weight:
-            blocks = (gradient.T @ pixels).view(2, 2, gradient.shape[1] // 4, 2, 2, -1)
+            blocks = (gradient.T.contiguous() @ pixels).view(2, 2, gradient.shape[1] // 4, 2, 2, -1)
             # summed in float32, the dtype of the weights
             dtype = torch.promote_types(blocks.dtype, torch.float32)
             kernel = blocks.new_zeros((blocks.shape[2], 3, 3, blocks.shape[5]), dtype=dtype)
@@ -197,8 +200,12 @@ class _Windows(torch.autograd.Function):
         elif needs_x:
             results[0] = torch.nn.grad.conv2d_input(ctx.shape, weight, gradient, ctx.stride, ctx.padding)
         if needs_weight:
-            windows = x if ctx.wholly else _windows(x, kernel, gradient.shape[2:], ctx.stride, ctx.padding)
-            taps = gradient.permute(1, 0, 2, 3).flatten(1) @ windows
+            taps = None if ctx.wholly else _conv_weights(x, gradient, (*kernel, *ctx.stride, *ctx.padding))
+            if taps is None:
+                windows = (
+                    x if ctx.wholly else _windows(x, kernel, gradient.shape[2:], ctx.stride, ctx.padding)
+                )
+                taps = _by_channel(gradient) @ windows
             results[1] = taps.view(len(weight), *kernel, -1).permute(0, 3, 1, 2)
         if needs_bias:
             results[2] = gradient.sum((0, 2, 3))
@@ -213,6 +220,24 @@ def _windows(x: Tensor, kernel: Sequence[int], pixels: Sequence[int], stride, pa
     shape = (len(x), *pixels, *kernel, x.shape[1])
     strides = (image, row * down, column * right, row, column, channel)
     return padded.as_strided(shape, strides).reshape(len(x) * pixels[0] * pixels[1], -1)
+
+
+def _by_channel(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (C, B·H·W), copied: products with transposed views are slower by more."""
+    return x.permute(1, 0, 2, 3).flatten(1).contiguous()
+
+
+def _conv_weights(x: Tensor, gradient: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """The weights' gradient (O, 3, 3, C) by `conv_weights.c`; None if it isn't built or made for these shapes."""
+    (images, channels, height, width), out = x.shape, gradient.shape[1]
+    same, fits = shape == (3, 3, 1, 1, 1, 1), images > 0 and channels % 32 == out % 32 == 0
+    suits = same and fits and x.dtype == torch.bfloat16 and torch.get_num_threads() == 1
+    if not (suits and hasattr(_built(), "conv_weights")):
+        return None
+    x, gradient = (maps.contiguous(memory_format=torch.channels_last) for maps in (x, gradient))
+    taps = torch.empty((out, 3, 3, channels))
+    failed = _call("conv_weights", x, gradient, taps, images, height, width, channels, out)
+    return None if failed else taps
 
 
 def relu_pool(x: Tensor) -> Tensor:
@@ -250,18 +275,19 @@ def _channels_last(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
-def _call(name: str, a: Tensor, b: Tensor, c: Tensor, *sizes: int) -> None:
+def _call(name: str, a: Tensor, b: Tensor, c: Tensor, *sizes: int) -> int:
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (a, b, c))
-    getattr(_built(), name)(*pointers, *map(ctypes.c_size_t, sizes))
+    return getattr(_built(), name)(*pointers, *map(ctypes.c_size_t, sizes))
 
 
 @lru_cache
 def _built() -> ctypes.CDLL | None:
-    """`relu_pool.c`, compiled for this machine; None where that can't be done."""
+    """`relu_pool.c` and, with AMX, `conv_weights.c`, compiled for this machine; None where that can't be done."""
     options = ("-O3", "-march=native", "-mprefer-vector-width=256", "-shared", "-fPIC")
     with TemporaryDirectory() as folder:
-        library, source = Path(folder) / "relu_pool.so", Path(__file__).with_name("relu_pool.c")
-        command = [os.environ.get("CC", "cc"), *options, source, "-o", library]
+        library = Path(folder) / "quick_steps.so"
+        sources = (Path(__file__).with_name(name) for name in ("relu_pool.c", "conv_weights.c"))
+        command = [os.environ.get("CC", "cc"), *options, *sources, "-o", library]
         try:
             subprocess.run(command, check=True, capture_output=True)
             return ctypes.CDLL(str(library))
