@@ -112,6 +112,7 @@ BROKEN = [
     ("flip_merge", "permutations.conv1", [0, 0],
      r"permutations\.conv1: \[0, 0\] given; allowed is each of 0 to 1 once"),
     ("flip_merge", "permutations.conv1", [1, 2], r"permutations\.conv1: \[1, 2\] given; allowed"),
+    ("flip_merge", "permutations.conv1", [], r"permutations\.conv1: \[\] given; allowed"),
 ]  # fmt: skip
 
 

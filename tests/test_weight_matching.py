@@ -189,6 +189,12 @@ def objective(table, permutation):
     return float(table[torch.arange(len(table)), permutation].sum())
 
 
+def test_channels_stay_if_swapping_them_gains_rounding_only():
+    even, odd = 0.99973746, -0.99973766  # a row and a column of coordinates, flipped, with float32's errors
+    assert best_involution(np.array([[even, -7e-10], [1e-9, odd]])).tolist() == [0, 1]
+    assert best_involution(np.array([[even, 1e-4], [1e-4, odd]])).tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(("size", "heads"), [(1, 1), (2, 1), (5, 1), (7, 1), (6, 2), (6, 3)])
 def test_the_best_involution_is_the_best_of_all_that_keep_heads_whole(size, heads):
     random = torch.Generator().manual_seed(size)

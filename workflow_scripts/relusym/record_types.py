@@ -36,7 +36,7 @@ def _is_bijection(indices: list[int]) -> list[int]:
     return indices
 
 
-Permutation = Annotated[list[int], AfterValidator(_is_bijection)]
+Permutation = Annotated[list[int], Field(min_length=1), AfterValidator(_is_bijection)]
 
 
 def check_barrier(name: str, value: float | None, mean: float, accuracy: float) -> None:

@@ -15,6 +15,7 @@ from relusym.matching.match import Matching, Pair, assigned
 
 RESOLUTION = 2**40  # of correlations as integers, for which matching a general graph is exact
 TIED = 1e-9  # sums of gains that differ by less are equal up to rounding
+NO_GAIN = 1e-6  # gains of less are none: correlations are of float32 activations
 ORDERS = 2, 4
 
 
@@ -94,7 +95,7 @@ def best_involution(table: np.ndarray) -> np.ndarray:
     """The permutation p with p(p(i)) = i that has the largest Σ table[i, p(i)].
 
     Swapping i and j gains table[i, j] + table[j, i] over leaving both fixed, table[i, i] + table[j, j]: the
-    swaps are a maximum-weight matching in the graph of all swaps with a positive gain.
+    swaps are a maximum-weight matching in the graph of all swaps that gain more than rounding.
     """
     fixed, permutation = np.diag(table), np.arange(len(table))
     for i, j in _matched(table + table.T - fixed[:, None] - fixed[None, :]):
@@ -103,13 +104,13 @@ def best_involution(table: np.ndarray) -> np.ndarray:
 
 
 def _matched(gains: np.ndarray) -> set[tuple[int, int]]:
-    """The disjoint pairs of channels with the largest sum of gains, symmetric (C, C), each of them positive.
+    """The disjoint pairs of channels with the largest sum of gains, symmetric (C, C), each of them more than rounding.
 
     Matching a general graph of all pairs is slow. An assignment is quick, and gains at least as much; if its cycles can
     be cut into pairs without a loss, these are the best. If not, few pairs are left to match: those whose slack below
     the assignment's dual prices, pᵢ + pⱼ − gains[i, j] ≥ 0, isn't larger than the loss.
     """
-    gains = np.maximum(np.triu(gains, 1), 0)
+    gains = np.triu(np.where(gains > NO_GAIN, gains, 0), 1)
     gains += gains.T
     channels, partner = linear_sum_assignment(gains, maximize=True)
     pairs = _matched_among(gains, np.stack([channels, partner], 1))
