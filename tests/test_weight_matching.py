@@ -2,6 +2,7 @@ import itertools
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import rustworkx
 import torch

@@ -31,12 +31,12 @@ ROUNDING = 1e-6  # tolerance for numbers that follow from others
 
 
 def _is_bijection(indices: list[int]) -> list[int]:
-    if sorted(indices) != list(range(len(indices))):
-        raise remark(f"allowed is each of 0 to {len(indices) - 1} once")
+    if not indices or sorted(indices) != list(range(len(indices))):
+        raise remark(f"allowed is each of 0 to {max(len(indices) - 1, 0)} once")
     return indices
 
 
-Permutation = Annotated[list[int], Field(min_length=1), AfterValidator(_is_bijection)]
+Permutation = Annotated[list[int], AfterValidator(_is_bijection)]
 
 
 def check_barrier(name: str, value: float | None, mean: float, accuracy: float) -> None:
