@@ -8,7 +8,6 @@ import time
 import pytest
 from conftest import obstruct, refused
 
-from relusym.errors import UserError
 from relusym.jobs.gpu_slots import gpu_slots, users_folder, visible_gpus
 
 TAKE = """
@@ -128,14 +127,15 @@ def test_a_folder_that_another_user_planted_is_refused_and_its_target_is_untouch
     assert not (temporary / "nowhere").exists()
 
 
-@pytest.mark.parametrize("kind", ["link to nowhere", "fifo"])
-def test_a_slot_that_is_no_file_is_refused_without_hanging_or_following_it(temporary, monkeypatch, kind):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    slot = users_folder() / "gpu-0.0"
-    obstruct(slot, kind)
-    try:
-        with gpu_slots(1, 1) as taken:
-            assert taken == ["0"]
-    except UserError as error:
-        assert "gpu-0.0 can't be locked" in str(error)
-    assert not slot.with_name("nowhere").exists()
+def test_a_slot_that_is_a_link_is_refused_and_not_followed_and_a_pipe_is_locked_without_hanging(
+    temporary, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    link, pipe = (users_folder() / f"gpu-{gpu}.0" for gpu in (0, 1))
+    obstruct(pipe, "fifo")
+    with gpu_slots(2, 1) as taken:
+        assert taken == ["0", "1"]
+    link.unlink()
+    obstruct(link, "link to nowhere")
+    refused(lambda: gpu_slots(1, 1).__enter__(), "gpu-0.0 can't be locked (", "remove it")
+    assert not link.with_name("nowhere").exists()
