@@ -64,6 +64,9 @@ def test_activation_matching_has_the_largest_sum_of_correlations_on_a_hand_worke
 def test_a_dead_channel_does_not_disturb_matching(images):
     first, second = vgg11(0), vgg11(1)
     first.features.conv2.bias[3] = -1e3
+    copy, planted = shuffled(first, channel_groups(first))
+    permutations = merge(first, copy, images).permutations
+    assert permutations == {name: p.argsort().tolist() for name, p in planted.items()}
     second.features.conv2.bias[:2] = -1e3
     merged = merge(first, second, images, images, torch.arange(300) % 10)
     assert sorted(merged.permutations["conv2"]) == list(range(16))
