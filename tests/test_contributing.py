@@ -22,11 +22,14 @@ def steps(workflow):
 
 
 def test_the_workflow_on_github_runs_existing_targets():
-    for path in ROOT.glob(".github/workflows/*.yml"):
+    workflows = [*ROOT.glob(".github/workflows/*.yml")]
+    assert workflows
+    for path in workflows:
         workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert {"push", "pull_request"} <= {*workflow[True]}  # YAML reads `on` as true
         run = [step["run"] for step in steps(workflow) if "run" in step]
         assert ".ci/run" in run and "make demo" in run
+        assert {line.split()[1] for line in run if re.match(r"make \w", line)} <= MAKE
         assert all(step["uses"].count("@") == 1 for step in steps(workflow) if "uses" in step)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
