@@ -199,7 +199,7 @@ def test_a_job_that_cannot_be_a_fork_runs_as_snakemake_runs_it(elsewhere, monkey
         forks._process.wait()
     monkeypatch.setattr(ForkedScript, "forks", forks, raising=False)
     script = ForkedScript.__new__(ForkedScript)
-    for name in ("conda_env", "container_img", "env_modules", "shadow_dir"):
+    for name in ELSEWHERE:
         setattr(script, name, "given" if name == elsewhere else None)
     script.threads, script.resources, script.bench_record = 1, SimpleNamespace(tmpdir="/tmp"), None
     script.execute_script("script.py")
@@ -215,6 +215,7 @@ def test_few_scripts_start_no_process_and_runs_of_only_tables_import_no_torch(mo
     assert not made and snakemake.script.PythonScript is not ForkedScript
     run_as_forks(["../workflow_scripts/finding.py"] * 3)
     run_as_forks([f"../workflow_scripts/{script}.py" for script in ("finding", "merge", "finding")])
+    assert not any(module.startswith("torch") for module in FINDINGS)
     assert made == [FINDINGS, NETS + FINDINGS] and snakemake.script.PythonScript is ForkedScript
 
 
