@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,6 +22,7 @@ from filelock import FileLock
 from forks import Commands
 from hypothesis import HealthCheck
 from hypothesis import settings as how
+from PIL import Image
 
 from relusym.config.reading import LOADER
 from relusym.config.sections import Draws, Run
@@ -145,6 +147,13 @@ def refused(call: Callable[[], Any], *parts: str, match: str = "") -> str:
     line = str(error.value)
     assert "\n" not in line and all(part in line for part in parts) and re.search(match, line), line
     return line
+
+
+def save_images(folder: Path, images: Iterable[Any]) -> None:
+    """Write images, of PIL's or uint8 (H, W, 3), to `0.png`, `1.png`, … in a new folder."""
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(np.asarray(image)).save(folder / f"{i}.png")
 
 
 def obstruct(path: Path, kind: str) -> None:

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, save_images
 from PIL import Image
 from safetensors.torch import load_file, save_file, save_model
 from small_nets import smooth_images, vgg11
@@ -506,12 +506,10 @@ PHOTOS = [pixels_of(c, i) for c in range(3) for i in range(6)]  # as in `class_f
 CLASSES = np.repeat(np.arange(3), 6)
 
 
-def class_folders(root, names, count=6):
-    """Images whose brightest channel is the index of their class in `names`."""
+def class_folders(root, names):
+    """Six images each, whose brightest channel is the index of their class in `names`."""
     for channel, name in enumerate(names):
-        Path(root, name).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(pixels_of(channel, i)).save(Path(root, name, f"{i}.png"))
+        save_images(Path(root, name), (pixels_of(channel, i) for i in range(6)))
 
 
 def refusal(code, printed, lines, *parts):

@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from conftest import ROOT, config_of, refused, scale_of, settings_of, write_scale
+from conftest import ROOT, config_of, refused, save_images, scale_of, settings_of, write_scale
 from PIL import Image
 
 from relusym import data
@@ -410,9 +410,7 @@ def test_images_that_the_config_does_not_fit_are_refused_before_they_are_prepare
     side, changes, start, tmp_path
 ):
     for split in ("train", "test"):
-        (tmp_path / split / "cat").mkdir(parents=True)
-        for i in range(3):
-            Image.new("RGB", (side, side)).save(tmp_path / split / "cat" / f"{i}.png")
+        save_images(tmp_path / split / "cat", [Image.new("RGB", (side, side))] * 3)
     sections = scale_of(ROOT, "laptop") | {"flipped_training": {"batch_size": 2}, "beyond": {}}
     for section in (sections, *sections["models"].values()):
         section["merging"] = {"images": None, "invariance_images": 2}

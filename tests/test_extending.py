@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SHARED, TINY, VGG11S, VGG11S_ALONE, Clone, refused, settings_of, write_scale
+from conftest import SHARED, TINY, VGG11S, VGG11S_ALONE, Clone, refused, save_images, settings_of, write_scale
 from PIL import Image
 from small_nets import net_of
 from torch import nn
@@ -161,11 +161,8 @@ def write_tree(root: Path) -> Path:
     colours = draw.integers(40, 216, (CLASSES, 1, 1, 3))
     for split, count in (("train", 10), ("test", 5)):
         for label in range(CLASSES):
-            folder = root / split / f"class_{label:02}"
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(colours[label] + draw.integers(-40, 40, (32, 32, 3)), 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+            pixels = np.clip(colours[label] + draw.integers(-40, 40, (count, 32, 32, 3)), 0, 255)
+            save_images(root / split / f"class_{label:02}", pixels.astype(np.uint8))
     return root
 
 

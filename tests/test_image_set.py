@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import python, refused
+from conftest import python, refused, save_images
 from PIL import Image
 
 from relusym import checkpoint, data
 from relusym.data import folder, image_set
 from relusym.data.chiral_shapes import SHAPES, draw, generate, render
-from relusym.errors import UserError
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
@@ -22,10 +21,7 @@ def tree(tmp_path):
     random = np.random.default_rng(0)
     for split, count in (("train", 3), ("test", 2)):
         for name in ("cat", "dog"):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            save_images(tmp_path / split / name, random.integers(0, 256, (count, 8, 8, 3), np.uint8))
     return tmp_path
 
 
@@ -122,9 +118,8 @@ def test_a_fault_of_a_folder_is_named_in_one_line_and_nothing_is_written(tree, d
 
 def test_skipped_and_converted_files_of_a_folder_of_images_are_listed(tmp_path):
     for split in ("train", "test"):
-        (tmp_path / split / "cat").mkdir(parents=True)
-        Image.new("L", (40, 40), 7).save(tmp_path / split / "cat" / "0.png")
-        Image.new("RGBA", (40, 40), (1, 2, 3, 4)).save(tmp_path / split / "cat" / "1.png")
+        images = Image.new("L", (40, 40), 7), Image.new("RGBA", (40, 40), (1, 2, 3, 4))
+        save_images(tmp_path / split / "cat", images)
     (tmp_path / "train" / "cat" / "notes.txt").touch()
     (tmp_path / "train" / "Thumbs.db").touch()
     lines = data.prepare({"kind": "folder", "root": str(tmp_path)}, tmp_path / "set.safetensors")
@@ -142,8 +137,8 @@ def test_skipped_and_converted_files_of_a_folder_of_images_are_listed(tmp_path):
 def test_a_label_of_no_class_is_refused(tmp_path):
     images, labels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, 7])
     split = image_set.ImageSet(images, labels, ("cat",), "my images")
-    with pytest.raises(UserError, match=r"^the train images of my images have the label 7 and 1 classes"):
-        image_set.save(tmp_path / "set.safetensors", split, split)
+    line = r"^the train images of my images have the label 7 and 1 classes"
+    refused(lambda: image_set.save(tmp_path / "set.safetensors", split, split), match=line)
 
 
 @pytest.mark.parametrize("spec, line", [

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import records
-from conftest import Clone, config_of, obstruct, set_to_tiny
+from conftest import Clone, config_of, obstruct, save_images, set_to_tiny
 from PIL import Image
 
 from relusym import cifar10, data
@@ -79,9 +79,7 @@ def no_notes(clone):
 def images(clone, side):
     """A folder of images with these sides."""
     for split in ("train", "test"):
-        (clone.folder / "images" / split / "cat").mkdir(parents=True)
-        for i in range(400):
-            Image.new("RGB", (side, side)).save(clone.folder / "images" / split / "cat" / f"{i}.png")
+        save_images(clone.folder / "images" / split / "cat", [Image.new("RGB", (side, side))] * 400)
     yield
     shutil.rmtree(clone.folder / "images")
 
