@@ -1,5 +1,7 @@
 """The Lie derivative: zero for equivariant maps, known in other cases, and the sum of the layers' contributions."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torchvision
@@ -109,7 +111,7 @@ def test_contributions_add_up_to_the_derivative_by_finite_differences(make, imag
 
 def test_a_net_is_unchanged_and_many_classes_are_measured_in_random_directions():
     net = vgg11().train()
-    state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    state = deepcopy(net.state_dict())
     few = lie_derivative(net, IMAGES)
     wide = nn.Linear(64, 100)
     with torch.no_grad():

@@ -98,8 +98,7 @@ def test_nets_merged_in_the_other_order_differ_by_the_order_of_channels_and_roun
         assert forth.similarity[name] == pytest.approx(back.similarity[name], rel=1e-4)
     orders = {name: torch.tensor(permutation) for name, permutation in forth.permutations.items()}
     reordered = permute(back.nets["halfway"].state_dict(), forth.aligned.groups, orders)
-    for name, tensor in forth.nets["halfway"].state_dict().items():
-        torch.testing.assert_close(reordered[name], tensor, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(reordered, forth.nets["halfway"].state_dict(), rtol=1e-5, atol=1e-6)
     assert forth.scores["loss"]["net_1"] == pytest.approx(back.scores["loss"]["net_2"], rel=1e-5)
     for name in forth.barrier:
         assert forth.scores["loss"][name] == pytest.approx(back.scores["loss"][name], rel=1e-3)
@@ -311,9 +310,9 @@ def test_resetting_alone_misses_repairs_targets(network):
 @pytest.mark.parametrize("network", [SMALL, NARROW], ids=["basic", "bottleneck"])
 def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_by_themselves(network):
     net, some = resnet(network), Images(smooth_images(90, 33, seed=3), 30)
-    trained = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    trained = deepcopy(net.state_dict())
     measured = joint_statistics([net, net], some, channel_groups(net, some.shape)).statistics[0]
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in net.state_dict().items())
+    torch.testing.assert_close(net.state_dict(), trained, rtol=0, atol=0)
     seen = []
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
         for block in stage:

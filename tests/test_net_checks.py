@@ -24,7 +24,7 @@ from relusym.symmetry import SYMMETRIES
 @pytest.mark.slow(seconds=1)
 def test_every_module_keeps_its_mode():
     net, images = resnet(size=32), Images(PIXELS, 16)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    before = deepcopy(net.state_dict())
     net.train()
     net.layer1.eval()  # frozen, as in fine-tuning
     modes = [module.training for module in net.modules()]
@@ -33,7 +33,7 @@ def test_every_module_keeps_its_mode():
     accuracy(net, images, LABELS)
     invariance_error(net, images)
     assert [module.training for module in net.modules()] == modes
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.slow(seconds=1)
@@ -253,7 +253,7 @@ class Caching(nn.Module):
 @torch.no_grad()
 def test_a_net_that_caches_computed_weights_is_measured_with_its_present_weights():
     net, x = Caching().train(), torch.randn(20, 3, 8, 8)
-    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    before = deepcopy(net.state_dict())
     other = deepcopy(net).eval()
     other(x)
     groups = channel_groups(other, (3, 8, 8))
@@ -262,7 +262,7 @@ def test_a_net_that_caches_computed_weights_is_measured_with_its_present_weights
     assert torch.allclose(other(x), expected, atol=1e-5)
     assert set(merge(net, other.train(), [x]).barrier.values()) == {0.0}
     assert net.training and not net.known and not net.added
-    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
     assert torch.equal(net.eval()(x), expected)
 
 

@@ -1,6 +1,7 @@
 """Several nets at once: cycle-consistent and cyclic matching recover planted permutations; all are merged into one."""
 
 import itertools
+from copy import deepcopy
 
 import pytest
 import torch
@@ -120,7 +121,7 @@ def test_the_universe_is_optimal_for_small_tables_and_never_worse_than_matching_
 def test_three_nets_are_merged_into_one_and_by_matching_each_to_the_first():
     nets = [vgg11(seed) for seed in range(3)]
     labels = answers(nets[0], IMAGES)
-    before = {key: tensor.clone() for key, tensor in nets[1].state_dict().items()}
+    before = deepcopy(nets[1].state_dict())
     merged = merge_many(nets, IMAGES, test_labels=labels)
     ends = [merged.accuracy[f"net_{i}"] for i in (1, 2, 3)]
     assert ends[0] == 1.0 and [*merged.barrier] == ["halfway", "repaired", "pairwise", "pairwise_repaired"]
@@ -129,7 +130,7 @@ def test_three_nets_are_merged_into_one_and_by_matching_each_to_the_first():
     states = [net.state_dict() for net in merged.aligned.nets]
     for key, tensor in merged.nets["halfway"].state_dict().items():
         torch.testing.assert_close(tensor, sum(state[key] for state in states) / 3)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in nets[1].state_dict().items())
+    torch.testing.assert_close(nets[1].state_dict(), before, rtol=0, atol=0)
     similarity = merged.aligned.similarity
     to_first = align_many(nets, IMAGES, matching="activation").similarity
     for name, table in similarity.items():
@@ -200,8 +201,7 @@ def test_a_gcnn_of_quarter_turns_with_its_channels_shuffled_is_found_exactly():
     for name, turn in turns[1].items():
         assert [torch.equal(p, of[name]) for p, of in zip(powers(turn, 3), turns, strict=True)] == [True] * 4
     exact = project(net, QUARTER_TURN, groups, turns[1])
-    for key, tensor in net.state_dict().items():
-        torch.testing.assert_close(exact.state_dict()[key], tensor, rtol=0, atol=1e-6)
+    torch.testing.assert_close(exact.state_dict(), net.state_dict(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow(seconds=3)
