@@ -23,7 +23,6 @@ from torchvision import datasets
 
 from relusym import checkpoint, cifar10, data
 from relusym.data import Extent, image_set, known_extent
-from relusym.errors import UserError
 from relusym.records.fields import images_of
 from relusym.reporting import image_files
 from relusym.reporting.command import main
@@ -418,8 +417,8 @@ def test_a_folder_that_cant_be_read_is_refused_in_one_line(tmp_path, monkeypatch
 
 def test_what_a_report_cannot_do_with_official_files_is_one_line(tmp_path):
     folder = put(tmp_path / "cifar-10-batches-bin", binary_files())
-    with pytest.raises(UserError, match=r"^--labels folder .* has its own labels, so leave the option out$"):
-        read(folder, labels="folder")
+    line = r"^--labels folder .* has its own labels, so leave the option out$"
+    refused(lambda: read(folder, labels="folder"), match=line)
     line = r"^--size resizes images of a folder; those of a file are taken as they are$"
     refused(lambda: read(folder, size=[40]), match=line)
     photos = tree(tmp_path / "photos")
