@@ -10,7 +10,6 @@ import psutil
 import pytest
 from conftest import obstruct, refused
 
-from relusym.errors import UserError
 from relusym.jobs.job_lock import PATIENCE, JobLock, _state, is_held, owner
 
 QUICK = {"beat": 0.05, "patience": 0.5}
@@ -229,6 +228,6 @@ def test_a_lock_that_cannot_be_written_for_lack_of_space_leaves_no_file(path, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(UserError, match=r"cnn-0\.lock can't be written \(No space left on device\)"):
-        JobLock(path).acquire()
+    line = r"cnn-0\.lock can't be written \(No space left on device\)"
+    refused(lambda: JobLock(path).acquire(), match=line)
     assert not list(path.parent.iterdir())
