@@ -9,7 +9,6 @@ from torch import nn
 
 from relusym import nets
 from relusym.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
-from relusym.errors import UserError
 from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import accuracy
@@ -131,8 +130,8 @@ def test_invalid_network_settings_are_refused(network, line):
 
 
 def test_an_error_that_only_the_net_detects_is_a_users_error_too():
-    with pytest.raises(UserError, match="don't split into 4 orientations"):
-        nets.build({"architecture": "vgg11", "width": 1 / 32, "group_convs": 8}, 10, QUARTER_TURN)
+    network = {"architecture": "vgg11", "width": 1 / 32, "group_convs": 8}
+    refused(lambda: nets.build(network, 10, QUARTER_TURN), "don't split into 4 orientations")
 
 
 def test_at_width_one_the_net_is_torchvisions():
