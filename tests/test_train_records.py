@@ -9,7 +9,7 @@ from small_training import RESNET, RESNET_RECIPE, VGG, VGG_RECIPE, assert_same, 
 from relusym import checkpoint
 from relusym.data import image_set, prepare
 from relusym.data.chiral_shapes import generate
-from relusym.errors import Interrupted, UserError
+from relusym.errors import Interrupted
 from relusym.findings.frames import read_filters
 from relusym.measuring import loading
 from relusym.measuring.merge import MergeJob, merge_record
@@ -83,8 +83,8 @@ def test_a_diverged_net_is_recorded_at_once_and_nothing_is_merged_from_it(tmp_pa
     _, *other = nets[model, 1]
     pair = merged([(model, 1), (model, 0)], [SETTINGS[model], settings], [other, files], data)
     assert (pair["status"], pair["reason"]) == ("left_out", f"{model}-0 is diverged")
-    with pytest.raises(UserError, match=r"0\.safetensors was made with other settings"):
-        merged([(model, 0)], [SETTINGS[model]], [files], data, filters=filters)
+    line = r"0\.safetensors was made with other settings"
+    refused(lambda: merged([(model, 0)], [SETTINGS[model]], [files], data, filters=filters), match=line)
 
 
 @pytest.mark.slow(seconds=2)
@@ -173,8 +173,8 @@ def test_a_linear_layer_on_another_pretraining_is_refused(data, tmp_path):
     files = {"start": start, "started": started}
     linear = changed(SETTINGS["old"], objective="linear", epochs=1)
     other = linear | {"start": changed(before, epochs=2)}
-    with pytest.raises(UserError, match=r"0\.safetensors was made with other settings"):
-        made(tmp_path, data, "old", other, **files)
+    line = r"0\.safetensors was made with other settings"
+    refused(lambda: made(tmp_path, data, "old", other, **files), match=line)
     settings = linear | {"start": before}
     record, to, _ = made(tmp_path, data, "old", settings, **files)
     assert record["inputs"]["start"] == sha256(start)
@@ -182,8 +182,11 @@ def test_a_linear_layer_on_another_pretraining_is_refused(data, tmp_path):
     for name, tensor in net.items():
         assert name.startswith("fc.") or torch.equal(tensor, encoder[f"encoder.{name}"]), name
     made(tmp_path, data, "old.pretraining", before, seed=1)
-    with pytest.raises(UserError, match=r"1\.safetensors isn't the one that .*0\.json names"):
-        made(tmp_path, data, "old", settings, start=start.with_name("1.safetensors"), started=started)
+    files["start"], line = (
+        start.with_name("1.safetensors"),
+        r"1\.safetensors isn't the one that .*0\.json names",
+    )
+    refused(lambda: made(tmp_path, data, "old", settings, **files), match=line)
 
 
 @pytest.mark.parametrize(("objective", "workers"), [("supervised", 0), ("simsiam", 1)])
