@@ -22,7 +22,6 @@ from relusym.data.augmentation import (
 )
 from relusym.data.batches import ImageFiles, ImagesOnDevice
 from relusym.data.chiral_shapes import generate
-from relusym.errors import UserError
 from relusym.measuring.loading import normalise_of
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
@@ -119,15 +118,15 @@ def test_each_image_gets_a_random_power_of_the_symmetry(symmetry):
 
 def test_quarter_turns_of_images_that_are_not_square_are_refused():
     images = torch.zeros(2, 8, 9, 3, dtype=torch.uint8)
-    with pytest.raises(UserError, match="quarter_turn: images of 9×8 pixels have to be square"):
-        Augmented(images, 0, QUARTER_TURN)
+    line = "quarter_turn: images of 9×8 pixels have to be square"
+    refused(lambda: Augmented(images, 0, QUARTER_TURN), match=line)
     assert Augmented(images, 0, VERTICAL_FLIP).batch(torch.arange(2), generator(0)).shape == (2, 3, 8, 9)
 
 
 def test_a_batch_larger_than_the_set_is_refused():
     some = generate(20, 10, 0)[0]
-    with pytest.raises(UserError, match="batch_size: 21 is more than the 20 training images"):
-        ImagesOnDevice(some.images, some.labels, 10, batch_size=21, seed=0, name="a")
+    line = "batch_size: 21 is more than the 20 training images"
+    refused(lambda: ImagesOnDevice(some.images, some.labels, 10, batch_size=21, seed=0, name="a"), match=line)
 
 
 def test_views_differ_from_image_to_image_and_from_draw_to_draw():
@@ -216,14 +215,14 @@ def test_prepared_images_are_torchvisions_evaluation_images(tree, tmp_path):
 
 def test_too_few_images_and_differing_classes_are_named(tree, tmp_path):
     how = {"kind": "imagenet", "root": str(tree), "resize": 36, "size": 33, "train_images": 9, "seed": 0}
-    with pytest.raises(UserError, match=r"99 images are asked for, but .* has only 24"):
-        data.prepare(how | {"train_images": 99}, tmp_path / "a")
+    line = r"99 images are asked for, but .* has only 24"
+    refused(lambda: data.prepare(how | {"train_images": 99}, tmp_path / "a"), match=line)
     (tmp_path / "val" / "n01").mkdir(parents=True)
     (tmp_path / "val" / "n01" / "0.png").write_bytes((tree / "val" / "n01" / "0.png").read_bytes())
-    with pytest.raises(UserError, match=r"differ in 2 classes, such as n02"):
-        data.prepare(how | {"val": str(tmp_path / "val")}, tmp_path / "a")
-    with pytest.raises(UserError, match=r"set my\.imagenet\.root"):
-        data.prepare(how | {"root": str(tmp_path / "none")}, tmp_path / "a", key="my.imagenet")
+    line = r"differ in 2 classes, such as n02"
+    refused(lambda: data.prepare(how | {"val": str(tmp_path / "val")}, tmp_path / "a"), match=line)
+    nowhere = how | {"root": str(tmp_path / "none")}
+    refused(lambda: data.prepare(nowhere, tmp_path / "a", key="my.imagenet"), "set my.imagenet.root")
     assert not (tmp_path / "a").exists()
 
 
