@@ -7,8 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,6 +64,16 @@ def write_scale(folder: Path, name: str, sections: dict[str, Any]) -> None:
     path = folder / "scales" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.dump(sections, Dumper=DUMPER, sort_keys=False), encoding="utf-8")
+
+
+def set_keys(sections: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set values by dotted key."""
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = sections
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
 
 
 def settings_of(sections: dict[str, Any] | None = None, scale: str = "demo", **run: Any) -> Settings:
@@ -125,6 +138,27 @@ def latest_log(folder: Path) -> str:
     """The whole log of the last run of Snakemake in a folder, of which its output shows little."""
     logs = (folder / ".snakemake" / "log").glob("*.log")
     return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text(encoding="utf-8")
+
+
+def most_at_once(count: int, context: Callable[[], AbstractContextManager]) -> int:
+    """How many of `count` threads, each of which enters a context once, are inside at a time, at the most."""
+    inside, most, left = [], [], []
+
+    def enter() -> None:
+        with context():
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+        left.append(1)
+
+    threads = [threading.Thread(target=enter) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    assert len(left) == count
+    return max(most)
 
 
 ENDINGS = {"records": ".json", "logs": ".log"}
@@ -340,6 +374,14 @@ def finished(tmp_path_factory, worker_id) -> Clone:
 def copied(finished, tmp_path) -> Clone:
     """A copy of the finished clone, including checkpoints, images and file times."""
     return finished.copy(tmp_path / "copy")
+
+
+@pytest.fixture
+def imagenet(tmp_path) -> str:
+    """The option that names empty folders like ImageNet's, in the test's folder."""
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    return f"imagenet={{root: {tmp_path}}}"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from conftest import ROOT, config_of, refused, save_images, scale_of, settings_of, write_scale
+from conftest import ROOT, config_of, refused, save_images, scale_of, set_keys, settings_of, write_scale
 from PIL import Image
 
 from relusym import data
@@ -18,24 +18,10 @@ from relusym.errors import UserError
 from relusym.schema import seed_list
 
 MINE = {"source": "folder", "root": "r", "train": "train", "label": "x"}
-DELETED = object()
 A_NUMBER = "a whole number"
 DEVICES = "auto, cpu, cuda, or one GPU, such as cuda:1$"
 SEEDS = r"seeds such as 3, 0-3, or \[0, 5\]"
 SCALES = "demo", "laptop", "paper"
-
-
-def set_keys(sections, changes):
-    """Values by dotted key; `DELETED` removes one."""
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        section = sections
-        for part in path:
-            section = section.setdefault(part, {})
-        if value is DELETED:
-            del section[last]
-        else:
-            section[last] = value
 
 
 def refusal(folder, where, changes, run=()):
@@ -293,41 +279,23 @@ def test_an_invalid_config_is_refused_in_one_line(where, changes, start, tmp_pat
 
 
 SEVERAL = [  # where, changes, and how all lines begin
-    (
-        "run",
-        {"training": {"epochs": 0, "batch_size": 0, "momentum": 2}, "merging.images": 0},
-        [f"{key} given" for key in ("training.epochs: 0", "training.batch_size: 0", "training.momentum: 2",
-                                    "merging.images: 0")],
-    ),
+    ("run", {"training": {"epochs": 0, "batch_size": 0, "momentum": 2}, "merging.images": 0},
+     [f"{key}: {given} given" for key, given in (
+         ("training.epochs", 0), ("training.batch_size", 0), ("training.momentum", 2), ("merging.images", 0))]),
     ("run", {"cifar10": {}, "threads": 0}, ["threads: 0 given", "cifar10: the keys 'source', 'label' are"]),
     ("run", {"network": {"width": -1, "group_convs": 9}}, ["network.width: -1", "network.group_convs: 9"]),
     ("run", {"models": {"A": {}, "B": {}}}, ["models: 'A' given", "models: 'B' given"]),
-    (
-        "demo",  # the errors if only the number of images is reduced
-        {"data.train_images": 100},
-        [
-            *(f"merging.{key}: 500 given; allowed is at most 100" for key in ("images", "invariance_images")),
-            "beyond.curves.repair_images: 200 given; allowed is at most 100",
-            *(f"models.{id_}.merging.images: 1000 given; allowed is at most 100"
-              for id_ in ("old", "old_inv", "old_odd", "old_inv_odd", "simsiam_odd")),
-        ],
-    ),
-    (
-        "run",
-        {"figure9": "odl", "models.cnn_inv.name": "CNN", "image_size": 16},
-        ["models.cnn_inv.name: 'CNN' given", "figure9: 'odl' given", "image_size: 16 given"],
-    ),
-    (
-        "run",
-        {"seeds": 99, "pairs": [["cnn", "none"]], "beyond.curves.seeds": 7},
-        ["pairs: [cnn, none] names", "beyond.curves.seeds: 7", "seeds: 99"],
-    ),
-    (
-        "laptop",
-        {"seeds": "0-1"},
-        # symmetries: its types name their seeds
-        [f"beyond.{name}.seeds: " for name in scale_of(ROOT, "laptop")["beyond"] if name != "symmetries"],
-    ),
+    ("demo", {"data.train_images": 100},  # the errors if only the number of images is reduced
+     [*(f"merging.{key}: 500 given; allowed is at most 100" for key in ("images", "invariance_images")),
+      "beyond.curves.repair_images: 200 given; allowed is at most 100",
+      *(f"models.{id_}.merging.images: 1000 given; allowed is at most 100"
+        for id_ in ("old", "old_inv", "old_odd", "old_inv_odd", "simsiam_odd"))]),
+    ("run", {"figure9": "odl", "models.cnn_inv.name": "CNN", "image_size": 16},
+     ["models.cnn_inv.name: 'CNN' given", "figure9: 'odl' given", "image_size: 16 given"]),
+    ("run", {"seeds": 99, "pairs": [["cnn", "none"]], "beyond.curves.seeds": 7},
+     ["pairs: [cnn, none] names", "beyond.curves.seeds: 7", "seeds: 99"]),
+    ("laptop", {"seeds": "0-1"},  # symmetries: its types name their seeds
+     [f"beyond.{name}.seeds: " for name in scale_of(ROOT, "laptop")["beyond"] if name != "symmetries"]),
 ]  # fmt: skip
 
 
@@ -367,15 +335,12 @@ FILES = [
     (b"a: " + b"9" * 5000, r": a value isn't valid YAML \(Exceeds the limit"),
     (b"a: !!int x\n", r": a value isn't valid YAML \(invalid literal"),
     (b"a: !!bool x\n", r": a value isn't valid YAML \('x'\)"),
-    (
-        b"b: 1\na: !!python/object:os.system x\n",
-        r", line 2: not valid YAML \(could not determine a constructor",
-    ),
+    (b"b: 1\na: !!python/object:os.system x\n", r", line 2: not valid YAML \(could not determine a constructor"),
     (b"a: =\n", r", line 1: not valid YAML \(could not determine a constructor"),
     (b"? [a, b]\n: c\n", r", line 1: not valid YAML \(found unhashable key"),
     (b"<<: 3\n", r", line 1: not valid YAML \(expected a mapping"),
     ("scale: demo\n".encode("utf-16"), ", line 1: the byte 0xff isn't UTF-8"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "line"), FILES, ids=[line for _, line in FILES])

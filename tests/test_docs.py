@@ -245,13 +245,10 @@ def drawn():
     return boxes, arrows
 
 
-def test_the_drawing_has_the_rules_and_the_arrows_of_snakemakes_own(clone, tmp_path):
-    for split in ("train", "val"):
-        (tmp_path / split).mkdir()
+def test_the_drawing_has_the_rules_and_the_arrows_of_snakemakes_own(clone, imagenet):
     filters = "results/paper/figures/filters/conv1-cnn-0.png"
-    typed = ["scale=paper", "seeds=0", f"imagenet={{root: {tmp_path}}}"]
+    typed = ["scale=paper", "seeds=0", imagenet, "beyond={during_training: {models: [cnn]}}"]
     made = clone()
-    typed.append("beyond={during_training: {models: [cnn]}}")
     run = made.snakemake("all", "beyond", filters, "--config", *typed, "--rulegraph")
     labels = dict(re.findall(r'(\d+)\[label = "(\w+)"', run.stdout))
     arrows = {(labels[a], labels[b]) for a, b in re.findall(r"(\d+) -> (\d+)", run.stdout)}

@@ -2,11 +2,9 @@
 
 import os
 import subprocess
-import threading
-import time
 
 import pytest
-from conftest import obstruct, refused
+from conftest import most_at_once, obstruct, refused
 
 from relusym.jobs.gpu_slots import gpu_slots, users_folder, visible_gpus
 
@@ -57,23 +55,9 @@ def test_a_job_on_two_gpus_takes_both_exclusively(take):
     assert both.stdout.readline().strip() == "0,1"
 
 
-def test_threads_of_one_process_do_not_share_a_slot(tmp_path, monkeypatch):
+def test_threads_of_one_process_do_not_share_a_slot(monkeypatch):
     monkeypatch.setattr("relusym.jobs.gpu_slots.visible_gpus", lambda: ["0"])
-    inside, most = [], []
-
-    def work():
-        with gpu_slots(1, 1, poll=0.01):
-            inside.append(1)
-            most.append(len(inside))
-            time.sleep(0.02)
-            inside.pop()
-
-    threads = [threading.Thread(target=work) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(300)
-    assert len(most) == 5 and max(most) == 1
+    assert most_at_once(5, lambda: gpu_slots(1, 1, poll=0.01)) == 1
 
 
 def test_the_environment_is_restored_afterwards(tmp_path, monkeypatch):

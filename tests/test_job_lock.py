@@ -5,10 +5,11 @@ import os
 import re
 import threading
 import time
+from contextlib import contextmanager
 
 import psutil
 import pytest
-from conftest import obstruct, refused
+from conftest import most_at_once, obstruct, refused
 
 from relusym.jobs.job_lock import PATIENCE, JobLock, _state, is_held, owner
 
@@ -171,22 +172,13 @@ def dead(request, path, hold, monkeypatch):
 
 
 def test_only_one_of_many_that_take_over_a_dead_processs_lock_holds_it_at_a_time(path, dead):
-    inside, most, turns = [], [], []
-
-    def take():
+    @contextmanager
+    def turn():
         with JobLock(path, beat=0.05, patience=300) as lock:  # on a busy machine, too
-            inside.append(1)
-            most.append(len(inside))
-            time.sleep(0.05)
-            inside.pop()
-            turns.append(lock.check())
+            yield
+            lock.check()
 
-    threads = [threading.Thread(target=take) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(300)
-    assert len(turns) == 8 and max(most) == 1
+    assert most_at_once(8, turn) == 1
     assert not list(path.parent.iterdir())
 
 

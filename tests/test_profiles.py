@@ -48,11 +48,8 @@ def test_the_papers_grid_is_one_job_each_by_default_and_45_submissions_packed(cl
     assert packed == {"train": 21, "flip_merge": 12, "pair_merge": 12} and packed.total() <= 50
 
 
-def test_a_training_on_several_gpus_is_not_packed_with_others(clone, tmp_path):
-    for split in ("train", "val"):
-        (tmp_path / split).mkdir()
-    config = ["seeds=0", f"imagenet={{root: {tmp_path}}}"]
-    output = planned(clone().folder, "slurm", "profiles/packed", config=config)
+def test_a_training_on_several_gpus_is_not_packed_with_others(clone, imagenet):
+    output = planned(clone().folder, "slurm", "profiles/packed", config=["seeds=0", imagenet])
     alone = re.findall(r"^rule train:\n((?:    .*\n)+)", output, re.MULTILINE)
     assert len(alone) == 5 and all(re.search(r"resources: .*\bgpu=8\b", about) for about in alone)
     # VGG11s, and nets with published weights
