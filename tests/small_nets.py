@@ -75,6 +75,14 @@ def shuffled(net, groups, seed=5):
     return copy, planted
 
 
+def orbit(net, symmetry):
+    """The net, and the net transformed once, twice, … up to the last time before it is itself again."""
+    nets = [net]
+    for _ in range(symmetry.order - 1):
+        nets.append(symmetry.transform(nets[-1]))
+    return nets
+
+
 def targets(first, second, images):
     """The average of two nets' statistics, by channel index, without matching."""
     pairs = joint_statistics([first, second], images, channel_groups(first, images.shape))
@@ -113,6 +121,11 @@ def conv_net(*layers):
     torch.manual_seed(0)
     layers = layers or (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *layers).eval()
+
+
+def pooled(*layers, channels=8):
+    """A net of these layers, which end with this many channels, a ReLU, the mean over pixels and a classifier."""
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4))
 
 
 class Wrapped(nn.Module):

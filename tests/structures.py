@@ -355,9 +355,8 @@ def talking(x, q, k, w):
         F.conv2d(F.avg_pool2d(x, 4), w[..., None, None]).unflatten(1, (4, -1)).flatten(3) for w in (q, k)
     )
     scores = F.conv2d(queries.mT @ keys, w[..., None, None]).softmax(-1)
-    return (
-        (F.avg_pool2d(x, 4).flatten(2).unflatten(1, (4, -1)) @ scores.mT).flatten(1, 2).unflatten(2, (4, 4))
-    )
+    values = F.avg_pool2d(x, 4).flatten(2).unflatten(1, (4, -1))
+    return (values @ scores.mT).flatten(1, 2).unflatten(2, (4, 4))
 
 
 def along_axes(x, w):
@@ -470,6 +469,31 @@ UNFLIPPED_BETWEEN = {
     "a kernel of constants": "it isn't the net on transformed images.*first at conv2d",
     "moved kernels": "the effect of deform_conv2d on pixels is unknown",
 }
+
+
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 24, 8, 8), "norm": nn.LayerNorm(24), "t1": nn.Linear(16, 20), "t2": nn.Linear(20, 16),
+    "c1": nn.Linear(24, 32), "c2": nn.Linear(32, 24), "head": nn.Linear(24, 5),
+})  # fmt: skip
+def Mixer(self, x):
+    """Layers along tokens, as in MLP-Mixer, in residual branches x + f(x)."""
+    x = self.stem(x).flatten(2).transpose(1, 2)
+    x = x + self.t2(F.gelu(self.t1(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+    return self.head((x + self.c2(F.gelu(self.c1(x)))).mean(1))
+
+
+@net_of(lambda: {
+    "convs": nn.ModuleList(nn.Conv2d(c, 12, 3, padding=1) for c in (3, 12, 12)), "relu": nn.ReLU(inplace=True),
+    "head": nn.Linear(12, 10),
+})  # fmt: skip
+def InPlace(self, x):
+    """Without batch norm; layers change earlier outputs in place, and one is called twice."""
+    x = self.relu(self.convs[0](x))
+    for conv in (*self.convs[1:], self.convs[1]):
+        x += conv(x)
+        x = self.relu(x)
+    return self.head(x.mean((2, 3)))
+
 
 STRUCTURES = (
     *(Dense, Shuffled, Excited, Normed, ChannelsLast, UNet, Tokens, Flattened, Twice, Tied, Additions),

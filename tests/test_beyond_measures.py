@@ -1,7 +1,7 @@
 import pytest
 import torch
 from conftest import refused
-from small_nets import Images, answers, smooth_images, vgg11
+from small_nets import Images, answers, orbit, smooth_images, vgg11
 from torch import nn
 
 from relusym.beyond.declaration import Job
@@ -82,10 +82,7 @@ def test_over_the_orbit_of_a_flip_the_merge_is_that_with_the_flipped_self(net, l
 
 @torch.no_grad()
 def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets(net, labels, monkeypatch):
-    nets = [net]
-    for _ in range(3):
-        nets.append(QUARTER_TURN.transform(nets[-1]))
-    merged = []
+    nets, merged = orbit(net, QUARTER_TURN), []
 
     def repaired(traced, targets, images):
         merged.append((traced.net, targets))

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from conftest import python, refused
 from safetensors.torch import save_file
-from small_nets import Images, net_of, smooth_images, vgg11
+from small_nets import Images, net_of, pooled, smooth_images, vgg11
 from structures import Attended, Excited, Normed, with_statistics
 from torch import nn
 
@@ -328,11 +328,8 @@ def test_layers_of_a_net_to_compile_are_not_folded_if_padding_to_sixteens_costs_
     net, permutations, _ = planted(made, (3, 65, 65), HORIZONTAL_FLIP, 1 / 6)  # of 64: 54 swapped, 10 fixed
     fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, compiled=True)
     layers = {name: layer for name, layer in fast.named_modules() if isinstance(layer, nn.Conv2d | Folded)}
-    kept = {
-        name
-        for name, layer in layers.items()
-        if type(layer) is nn.Conv2d and name[-4:] not in ("even", ".odd")
-    }
+    convs = (name for name, layer in layers.items() if type(layer) is nn.Conv2d)
+    kept = {name for name in convs if not name.endswith((".even", ".odd"))}
     assert kept == {"conv1", "layer1.0.conv1", "layer1.0.conv2"}  # 37 and 27 channels are padded to 48 and 32
     x = normalise(smooth_images(4, 65))
     with torch.no_grad():
@@ -373,14 +370,8 @@ def test_narrow_layers_of_a_net_to_compile_are_folded_and_a_failing_compiler_is_
 
 def test_a_net_in_training_mode_is_taken_in_evaluation_mode_and_stays_as_it_is():
     torch.manual_seed(0)
-    layers = (
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.AdaptiveAvgPool2d(1),
-    )
-    net, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 4)), normalise(smooth_images(16, 8))
+    net = pooled(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout())
+    x = normalise(smooth_images(16, 8))
     net(x)  # the batch norm's statistics
     before, wanted = deepcopy(net.state_dict()), exact(deepcopy(net).eval(), [x])
     result = exact(net, [x])
@@ -390,15 +381,14 @@ def test_a_net_in_training_mode_is_taken_in_evaluation_mode_and_stays_as_it_is()
 
 def test_that_a_flip_is_unchecked_is_named():
     torch.manual_seed(0)
-    layers = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    result = exact(nn.Sequential(*layers, nn.Linear(8, 4)).eval(), [normalise(smooth_images(8, 8))])
+    net = pooled(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3)).eval()
+    result = exact(net, [normalise(smooth_images(8, 8))])
     assert any("not checked whether horizontal_flip" in note for note in result.notes)
 
 
 def test_a_size_at_which_strides_prevent_exact_invariance_is_named():
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    net = nn.Sequential(*layers, nn.Linear(8, 4)).eval()
+    net = pooled(nn.Conv2d(3, 8, 3, stride=2, padding=1)).eval()
     for size, notes in ((8, 2), (9, 0)):
         result = exact(net, [normalise(smooth_images(8, size))])
         *about_size, unfolded = result.notes
@@ -411,21 +401,17 @@ def test_why_no_layer_is_folded_is_a_note(narrow):
     net, x = narrow
     assert "no layer is folded" in exact(net, [x]).notes[-1]
     torch.manual_seed(0)
-    layers = (
-        nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-    result = exact(nn.Sequential(*layers, type("Mine", (nn.Linear,), {})(8, 4)).eval(), [x])
+    net = pooled(nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular")).eval()
+    net[-1].__class__ = type("Mine", (nn.Linear,), {})
+    result = exact(net, [x])
     assert "none is an ungrouped, zero-padded" in result.notes[-1]
 
 
 @torch.no_grad()
 def test_layers_without_a_bias_get_none_so_that_the_exact_net_is_of_the_nets_class():
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
-    net, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 4)).eval(), normalise(smooth_images(16, 12))
+    net = pooled(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 6, 3), channels=6).eval()
+    x = normalise(smooth_images(16, 12))
     result = exact(net, [x])
     first, second = (torch.tensor(result.permutations[name]) for name in "02")
     assert first.tolist() != list(range(8))  # otherwise a bias would do no harm

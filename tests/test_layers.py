@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from small_nets import NARROW, Images, answers, net_of, resnet, shuffled, smooth_images, vgg11
-from structures import BETWEEN, Between, Tied
+from structures import BETWEEN, Between, InPlace, Tied
 from torch import nn
 
 from relusym.channels.traced import TracedNet, channel_groups
@@ -33,6 +33,7 @@ from relusym.reporting.report import Unfinished, report
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, SYMMETRIES
 
 IMAGES = Images(smooth_images(60), 25)
+SMALL = [smooth_images(40, 16).permute(0, 3, 1, 2) / 255]
 
 
 def measured(net, images=IMAGES, symmetry=HORIZONTAL_FLIP, **options):
@@ -56,22 +57,19 @@ def Turned(self, x):
 
 def test_a_layers_error_is_measured_where_its_pixels_are_or_the_reason_is_noted():
     torch.manual_seed(0)
-    images = [smooth_images(40, 16).permute(0, 3, 1, 2) / 255]
     for net in (Between(*BETWEEN["means along axes"]), Turned()):
-        made = exact(net.eval(), images).plain
-        whole = report(made, images, matching="involution", partial_images=0)
+        made = exact(net.eval(), SMALL).plain
+        whole = report(made, SMALL, matching="involution", partial_images=0)
         errors = {layer.name: layer.equivariance["matched"] for layer in whole.layers}
         assert all(error < 1e-5 for name, error in errors.items() if name != "pooled")
-        assert ("pooled: their pixels move in an unknown way" in " ".join(whole.notes)) == (
-            "pooled" in errors
-        )
+        noted = "pooled: their pixels move in an unknown way" in " ".join(whole.notes)
+        assert noted == ("pooled" in errors)
 
 
 def test_a_report_checks_where_pixels_move_once(monkeypatch):
     checked = Mock(wraps=transform._wrong)
     monkeypatch.setattr(transform, "_wrong", checked)
-    images = [smooth_images(40, 16).permute(0, 3, 1, 2) / 255]
-    notes = report(Turned().eval(), images, partial_images=0).notes
+    notes = report(Turned().eval(), SMALL, partial_images=0).notes
     assert "pooled: their pixels move in an unknown way" in " ".join(notes) and checked.call_count == 1
 
 
@@ -217,19 +215,6 @@ def test_merging_all_parts_is_the_whole_merge(net):
         # leaving out the last part equals the prefix without it
         assert merges[-1].leave_one_out[metric] == merges[-2].prefix[metric]
     assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
-
-
-@net_of(lambda: {
-    "convs": nn.ModuleList(nn.Conv2d(c, 12, 3, padding=1) for c in (3, 12, 12)), "relu": nn.ReLU(inplace=True),
-    "head": nn.Linear(12, 10),
-})  # fmt: skip
-def InPlace(self, x):
-    """Without batch norm; layers change earlier outputs in place, and one is called twice."""
-    x = self.relu(self.convs[0](x))
-    for conv in (*self.convs[1:], self.convs[1]):
-        x += conv(x)
-        x = self.relu(x)
-    return self.head(x.mean((2, 3)))
 
 
 def transformer():
@@ -442,9 +427,8 @@ def Patches(self, x):
 
 def test_kernels_that_read_pixels_as_channels_are_flipped_with_their_pixels():
     torch.manual_seed(0)
-    images = [smooth_images(40, 16).permute(0, 3, 1, 2) / 255]
-    made = exact(Patches().eval(), images).plain
-    whole = report(made, images, matching="involution", partial_images=0)
+    made = exact(Patches().eval(), SMALL).plain
+    whole = report(made, SMALL, matching="involution", partial_images=0)
     assert whole.merged.barrier["halfway"] == 0 and whole.invariance_error < 1e-5
     assert [conv.name for conv in whole.convs] == ["patch", "columns"]
     assert all(conv.kernel_constraint < 1e-6 for conv in whole.convs)

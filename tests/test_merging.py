@@ -16,6 +16,8 @@ from small_nets import (
     answers,
     conv_net,
     net_of,
+    orbit,
+    pooled,
     resnet,
     shuffled,
     smooth_images,
@@ -23,7 +25,7 @@ from small_nets import (
     vgg11,
 )
 from small_training import RESNET_RECIPE, small_images, small_net, train_on
-from test_layers import InPlace
+from structures import InPlace, Mixer
 from torch import nn
 
 from relusym.channels.groups import permute
@@ -132,9 +134,8 @@ def test_the_transformed_net_on_transformed_images_is_the_net(images, group_conv
     assert largest_difference(net(x), turned(moved)) < 1e-5
     # among the nets, only the GCNN's logits are invariant
     assert (largest_difference(net(x), net(moved)) < 1e-5) == (group_convs == 8)
-    powers = [net]
-    for _ in range(symmetry.order):
-        powers.append(symmetry.transform(powers[-1]))
+    powers = orbit(net, symmetry)
+    powers.append(symmetry.transform(powers[-1]))
     alike = [torch.equal(net.features.conv2.weight, power.features.conv2.weight) for power in powers]
     assert alike == [True, *[False] * (symmetry.order - 1), True]
 
@@ -445,17 +446,6 @@ def AttentionPooled(self, x):
 
 
 @net_of(lambda: {
-    "stem": nn.Conv2d(3, 12, 4, 4), "first": nn.Linear(64, 20), "second": nn.Linear(20, 64), "up": nn.Linear(12, 16),
-    "head": nn.Linear(16, 10),
-})  # fmt: skip
-def Mixer(self, x):
-    """Two layers along tokens, as in MLP-Mixer."""
-    x = self.stem(x).flatten(2)
-    x = x + self.second(nn.functional.gelu(self.first(x)))
-    return self.head(self.up(x.mT).relu().mean(1))
-
-
-@net_of(lambda: {
     "stem": nn.Conv2d(3, 8, 3), "keys": nn.Conv2d(8, 6, 1), "values": nn.Conv2d(8, 6, 1), "head": nn.Linear(36, 10),
 })  # fmt: skip
 def Crossed(self, x):
@@ -483,7 +473,7 @@ def Adapted(self, x):
     (Adapted, "channels stay at their places in down: no output shows them, by which they could be matched"),
     (Crossed,
      "channels stay at their places in matmul: they are multiplied by one another, so that they only move together"),
-    (Mixer, "channels stay at their places in first: they lie along positions, and another layer reads them"),
+    (Mixer, "channels stay at their places in t1: they lie along positions, and another layer reads them"),
 ])  # fmt: skip
 def test_what_a_merge_averages_besides_weights_and_what_it_leaves_is_named(net, note):
     torch.manual_seed(0)
@@ -495,7 +485,7 @@ def test_channels_are_matched_at_the_images_positions_and_not_at_those_that_a_la
     torch.manual_seed(0)
     net, other = Mixer(), Mixer()
     other.load_state_dict(net.state_dict())
-    for tensor in (other.first.weight, other.first.bias, other.second.weight.T):
+    for tensor in (other.t1.weight, other.t1.bias, other.t2.weight.T):
         tensor.copy_(tensor.flip(0))
     permutations = merge(net, other, Images(smooth_images(40), 40)).permutations
     assert permutations == {name: [*range(len(order))] for name, order in permutations.items()}
@@ -548,14 +538,8 @@ def test_layers_before_a_classifier_that_is_a_function_are_repaired():
 @pytest.mark.parametrize("shift", [0, 40])
 def test_batch_norm_statistics_that_dont_fit_the_images_are_a_note(shift):
     torch.manual_seed(0)
-    layers = (
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-    net, images = nn.Sequential(*layers, nn.Linear(16, 4)), Images(smooth_images(80), 40)
+    net = pooled(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), channels=16)
+    images = Images(smooth_images(80), 40)
     net[0].weight += net[0].weight.flip(3)  # the flipped net is the net, and so is the net halfway
     net = reset_batch_norm(net, images)
     net[-1].bias -= net(images.first(80, torch.device("cpu"))).mean(0)  # else they are all of one class

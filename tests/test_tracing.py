@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchvision
 from conftest import refused
-from small_nets import NARROW, Images, net_of, resnet, smooth_images, vgg11
-from structures import difference, with_statistics
+from small_nets import NARROW, Images, net_of, pooled, resnet, smooth_images, vgg11
+from structures import Mixer, difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
@@ -38,11 +38,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x).mean((2, 3)))
-
-
-def small(*layers):
-    """These layers with 8 channels, and a classifier."""
-    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
 
 class Normalised(Net):
@@ -116,17 +111,6 @@ class Biased(Net):
         mask = self.mlp(self.apart.to(x)).permute(2, 0, 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.head((x + self.out(y.transpose(1, 2).flatten(2))).mean(1))
-
-
-@net_of(lambda: {
-    "stem": nn.Conv2d(3, 24, 8, 8), "norm": nn.LayerNorm(24), "t1": nn.Linear(16, 20), "t2": nn.Linear(20, 16),
-    "c1": nn.Linear(24, 32), "c2": nn.Linear(32, 24), "head": nn.Linear(24, 5),
-})  # fmt: skip
-def Mixer(self, x):
-    """Layers along tokens in residual branches x + f(x)."""
-    x = self.stem(x).flatten(2).transpose(1, 2)
-    x = x + self.t2(F.gelu(self.t1(self.norm(x).transpose(1, 2)))).transpose(1, 2)
-    return self.head((x + self.c2(F.gelu(self.c1(x)))).mean(1))
 
 
 @net_of(lambda: {**Net()._modules, "norm": FrozenBatchNorm2d(8)})
@@ -364,7 +348,7 @@ def Gain(self, x):
 
 
 def test_an_incomplete_handler_is_named_even_if_the_weights_hide_the_fault():
-    net = small(nn.Conv2d(3, 8, 3), Gain())
+    net = pooled(nn.Conv2d(3, 8, 3), Gain())
     wrong = Handlers()
     wrong.handler(Gain)(lambda call, x: x)
     line = r"Sequential: permuting its channels changes .* first at layer 1, whose "
@@ -383,7 +367,7 @@ def test_a_report_traces_its_net_once(monkeypatch, net):
 
 
 def test_a_flipped_net_is_checked_in_float64_at_a_size_that_its_strides_allow():
-    net = small(nn.Conv2d(3, 8, 3, 2, 1))
+    net = pooled(nn.Conv2d(3, 8, 3, 2, 1))
     traced = TracedNet(net, (3, 16, 16))
     assert check_planted(traced, HORIZONTAL_FLIP) < 1e-12
     x = torch.randn(2, 3, 17, 17)
@@ -405,7 +389,7 @@ def test_handlers_of_extending_md_serve_merges_and_reports():
     names = {"Gain": Gain}
     exec(code, names)
     torch.manual_seed(0)
-    nets = [small(nn.Conv2d(3, 8, 3), Gain()) for _ in range(2)]
+    nets = [pooled(nn.Conv2d(3, 8, 3), Gain()) for _ in range(2)]
     images, handlers = Images(smooth_images(40), 20), names["handlers"]
     for merged in (merge(*nets, images, handlers=handlers), flip_merge(nets[0], images, handlers=handlers)):
         assert len(merged.permutations["0"]) == 8 and merged.checks["permuted_logits"] < 1e-5

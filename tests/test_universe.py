@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from conftest import refused
-from small_nets import Images, answers, conv_net, resnet, shuffled, smooth_images, vgg11
+from small_nets import Images, answers, conv_net, orbit, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
 from relusym.channels.groups import ChannelGroup
@@ -39,14 +39,6 @@ def powers(permutation, count):
 def transformer():
     torch.manual_seed(0)
     return torchvision.models.VisionTransformer(32, 8, 2, 4, 48, 96, num_classes=10).eval()
-
-
-def turned_thrice(net):
-    """A net and the net turned by 90°, 180° and 270°."""
-    nets = [net]
-    for _ in range(3):
-        nets.append(QUARTER_TURN.transform(nets[-1]))
-    return nets
 
 
 @pytest.mark.slow(seconds=2)
@@ -196,7 +188,7 @@ def test_a_gcnn_of_quarter_turns_with_its_channels_shuffled_is_found_exactly():
     net, _ = shuffled(gcnn, groups)
     merged = orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, answers(net, IMAGES), matching="cyclic")
     assert set(merged.barrier.values()) == {0.0}
-    turned = turned_thrice(net)
+    turned = orbit(net, QUARTER_TURN)
     turns = align_many(turned, IMAGES, matching="cyclic").permutations
     for name, turn in turns[1].items():
         assert [torch.equal(p, of[name]) for p, of in zip(powers(turn, 3), turns, strict=True)] == [True] * 4
@@ -217,7 +209,7 @@ def test_a_layer_that_reads_single_pixels_is_turned_with_them():
 
 @torch.no_grad()
 def test_the_mean_of_a_nets_four_turned_copies_is_a_gcnn_if_matched_cyclically_and_not_otherwise():
-    turned = turned_thrice(vgg11())
+    turned = orbit(vgg11(), QUARTER_TURN)
     x = IMAGES.first(50, torch.device("cpu"))
     errors = {}
     for matching in ("cyclic", "universe", "activation"):
