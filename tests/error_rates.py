@@ -111,9 +111,9 @@ def p_values(error, barrier, accuracy, pairs, zeros):
     return tuple(np.stack(values, 1) for values in zip(*outcome, strict=True))
 
 
-def rates(draws, n, untrue, shared, seed=0):
+def rates(draws, n, untrue, shared):
     """The false discovery rate and the share of effects detected, by method."""
-    *simulated, null = simulate(np.random.default_rng(seed), draws, n, UNTRUE[untrue], shared)
+    *simulated, null = simulate(np.random.default_rng(0), draws, n, UNTRUE[untrue], shared)
     p, direction = p_values(*simulated)
     _, barrier, accuracy, pairs, *_ = means(UNTRUE[untrue])
     truth = np.ones(CLAIMS)

@@ -93,6 +93,20 @@ def pair(model_1, seed_1, model_2, seed_2, barrier=0.05, status="ok", *, matchin
     return _merge("pair_merge", nets, barrier, status, matching, permutations)
 
 
+def run_of(barriers, pairs, first=0):
+    """Records by kind of nets with these barriers, by type, with seeds from `first` on, and of pairs of neighbours."""
+    records = {"train": [], "flip_merge": [], "pair_merge": []}
+    for model, values in barriers.items():
+        for seed, value in enumerate(values, first):
+            records["train"].append(train(model, seed))
+            records["flip_merge"].append(flip(model, seed, value, error=value))
+    for model, values in pairs.items():
+        for i, value in enumerate(values):
+            seeds = first + i, first + (i + 1) % len(values)
+            records["pair_merge"].append(pair(model, seeds[0], model, seeds[1], value))
+    return records
+
+
 def several(model, seeds, barrier=0.1, gain=0.02, status="ok", counts=(3,)):
     """Nets merged into one: the barrier with REPAIR in one universe, `gain` higher if each is matched to the first."""
     barriers = {"universe": barrier, "universe_no_repair": 0.4}

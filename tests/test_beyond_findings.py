@@ -45,7 +45,7 @@ def exact(model, seed, gain=0.01, status="ok", **changes):
     )
 
 
-def line(nets, excess=0.0, points=5, seed=0):
+def line(nets, excess=0.0, seed=0):
     """A curve with a barrier of 0.1 halfway, and `excess` more at the next point."""
     accuracy = 0.8 - 0.08 * np.array([0, 0.5, 1, 1 + excess / 0.1, 0])
     loss = 0.5 + np.array([0, 0.1, 0.3, 0.2, 0]) + 1e-3 * NOISE[seed]
@@ -54,7 +54,7 @@ def line(nets, excess=0.0, points=5, seed=0):
     return measurement("curves", nets, curve={"plain": plain, "repaired": repaired})
 
 
-def turned(model, seed, of, symmetry=None):
+def turned(model, seed, of):
     """A net measured under each symmetry in `of`, symmetry → barrier."""
     result = {
         name: {

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, refused, scale_of, settings_of, write_scale
-from records import MODELS, NAMES, PAIRS, flip, pair, train
+from records import MODELS, NAMES, PAIRS, flip, pair, run_of, train
 from scipy import stats
 
 from relusym import cifar10, paper_values
@@ -217,19 +217,6 @@ def test_a_row_is_comparable_if_its_nets_have_the_papers_settings_whatever_other
     verdicts = frame.groupby("row")["verdict"].unique().map(list).to_dict()
     assert verdicts.pop("cnn") == ["not comparable"]
     assert set(map(tuple, verdicts.values())) == {("within 2σ",)}
-
-
-def run_of(barriers, pairs):
-    """Records of nets with these barriers, and of the pairs of neighbours."""
-    records = {"train": [], "flip_merge": [], "pair_merge": []}
-    for model, values in barriers.items():
-        records["train"] += [train(model, seed) for seed in range(len(values))]
-        records["flip_merge"] += [flip(model, seed, value, error=value) for seed, value in enumerate(values)]
-    for model, values in pairs.items():
-        neighbours = [(seed, (seed + 1) % len(values)) for seed in range(len(values))]
-        for (a, b), value in zip(neighbours, values, strict=True):
-            records["pair_merge"].append(pair(model, a, model, b, value))
-    return records
 
 
 def test_at_another_scale_directions_and_ratios_are_compared_with_a_line_about_it():

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from records import flip, pair, train
+from records import run_of
 
 from relusym.findings.beyond import regime
 from relusym.findings.evidence import HELD, NOT_HELD, OPEN, UNTESTED, higher_by_pairs
@@ -11,15 +11,8 @@ SELECTION = {"models": regime.MODELS, "names": {}, "notes": []}
 
 
 def inputs(gaps, seeds=SEEDS):
-    several = {"train": [], "flip_merge": [], "pair_merge": []}
-    for model in regime.MODELS:
-        for seed in seeds:
-            partner = seeds[(seed + 1 - seeds[0]) % len(seeds)]
-            several["train"].append(train(model, seed))
-            several["flip_merge"].append(flip(model, seed, 0.1))
-            gap = 0.1 + gaps.get(model, 0) + NOISE[seed]
-            several["pair_merge"].append(pair(model, seed, model, partner, gap))
-    return several
+    pairs = {model: [0.1 + gaps.get(model, 0) + NOISE[seed] for seed in seeds] for model in regime.MODELS}
+    return run_of(dict.fromkeys(regime.MODELS, [0.1] * len(seeds)), pairs, seeds[0])
 
 
 def verdicts(gaps, **how):
