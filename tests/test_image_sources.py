@@ -168,21 +168,14 @@ def test_batches_may_have_any_form_that_data_sets_return(batch):
     assert torch.equal(x, X) and torch.equal(labels, LABELS) and labels.dtype == torch.int64
 
 
-def test_labels_in_only_some_batches_are_refused():
-    refused(lambda: flip_merge(conv_net(), [(X[:30], LABELS[:30]), X[30:]]), "batch 2 has no labels")
-    refused(lambda: flip_merge(conv_net(), [X[:30], (X[30:], LABELS[30:])]), "batch 2 has labels, unlike")
-
-
-def test_labels_of_any_batch_are_classes_of_the_net():
-    refused(lambda: flip_merge(conv_net(), [(X[:30], LABELS[:30]), (X[30:], LABELS[30:] + 1)]), "up to 10")
-
-
-ONE_HOT = torch.nn.functional.one_hot(LABELS).float()
-
-
-@pytest.mark.parametrize("labels", [LABELS / 2, LABELS - 1, ONE_HOT, "abc"])
-def test_labels_of_batches_are_whole_numbers_from_0(labels):
-    refused(lambda: flip_merge(conv_net(), [(normalise(PIXELS), labels)]), "labels")
+@pytest.mark.parametrize("batches, line", [
+    ([(X[:30], LABELS[:30]), X[30:]], "batch 2 has no labels"),
+    ([X[:30], (X[30:], LABELS[30:])], "batch 2 has labels, unlike"),
+    ([(X[:30], LABELS[:30]), (X[30:], LABELS[30:] + 1)], "labels up to 10"),
+    *(([(X, of)], "labels") for of in (LABELS / 2, LABELS - 1, torch.eye(10)[LABELS], "abc")),
+])  # fmt: skip
+def test_labels_are_whole_numbers_of_the_nets_classes_in_all_batches_or_none(batches, line):
+    refused(lambda: flip_merge(conv_net(), batches), line)
 
 
 def test_grey_images_are_refused_by_a_net_that_reads_colours():
