@@ -59,9 +59,10 @@ def test_a_broken_layer_is_not_equivariant():
 
 
 @pytest.mark.parametrize("group_convs", [0, 2, 8])
-def test_to_plain_keeps_the_function(group_convs):
+@pytest.mark.parametrize("activation, pooling", [("relu", "max"), ("tanh", "average")])
+def test_to_plain_keeps_the_function(group_convs, activation, pooling):
     torch.manual_seed(0)
-    net = VGG11(1 / 16, group_convs, initialization="he")
+    net = VGG11(1 / 16, group_convs, initialization="he", activation=activation, pooling=pooling)
     torch.nn.init.normal_(net.features.conv1.bias)
     x = torch.randn(4, 3, 32, 32)
     plain = nets.plain(net)
