@@ -197,13 +197,16 @@ def test_images_may_be_in_one_folder_or_in_a_file(capsys, folder, tmp_path, give
     assert other["permutations"] == first["permutations"]
 
 
-def test_a_custom_metric_is_in_every_table(capsys, folder, tmp_path):
+def test_a_custom_metric_is_in_every_table_of_scores(capsys, folder, tmp_path):
     metric = "--metric", f"{folder / 'my_nets.py'}:margin"
     code, printed, _ = report(capsys, folder, "--out", tmp_path, *metric)
     assert code == 0 and "margin" in printed
     numbers = json.loads((tmp_path / "report.json").read_text())
     assert set(numbers["scores"]) == {"accuracy", "loss", "margin"}
-    assert "up_to_margin" in (tmp_path / "where_it_fails.csv").read_text()
+    heads = {path.stem: next(csv.reader(path.open())) for path in tmp_path.glob("*.csv")}
+    assert {"margin", "absolute_barrier_margin"} <= {*heads["nets"]}
+    assert {"up_to_margin", "all_but_margin"} <= {*heads["where_it_fails"]}
+    assert "margin" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.slow(seconds=6)
@@ -370,11 +373,8 @@ def test_a_nets_file_imports_what_lies_beside_it_and_libraries_dont(tmp_path, mo
     assert importlib.import_module("library").channels == 1
     monkeypatch.delitem(sys.modules, "library")
     (tmp_path / "b" / "metric.py").write_text("def fn(logits, labels):\n    return labels")
-    lines = (
-        "b/metric.py:fn: json lies beside it and in ",
-        "/a, and only one can be imported: rename one, or put",
-    )
-    refused(lambda: load_metric(f"{tmp_path}/b/metric.py:fn"), *lines)
+    line = "b/metric.py:fn: json lies beside it and in .*/a, and only one can be imported: rename one, or put"
+    refused(lambda: load_metric(f"{tmp_path}/b/metric.py:fn"), match=line)
 
 
 SHARED = """
@@ -514,6 +514,12 @@ def class_folders(root, names):
 
 def refusal(code, printed, lines, *parts):
     assert (code, printed, len(lines)) == (1, "", 1) and all(word in lines[0] for word in parts), lines
+
+
+def refuses(capsys, typed, *parts):
+    """Whether a command ends with 1, and with one line that contains these parts."""
+    code, printed = main(typed.split()), capsys.readouterr()
+    refusal(code, printed.out, printed.err.splitlines(), *parts)
 
 
 def test_class_folders_that_are_numbers_are_warned_of(bright):
@@ -722,23 +728,21 @@ def test_input_files_are_never_overwritten(bright, capsys):
     assert Path("out/halfway.safetensors").read_bytes() == before
     Path("link.safetensors").symlink_to("out/halfway.safetensors")
     typed = "merge bright.py:net out/halfway.safetensors random --images images --mean 0 --std 1 --out link.safetensors"
-    assert main(typed.split()) == 1 and "also read" in capsys.readouterr().err
+    refuses(capsys, typed, "also read")
     assert Path("out/halfway.safetensors").read_bytes() == before
     refusal(*bright(*on, "--labels", "folder", "--out", "images/report"), "among the class folders")
     on = "--images images --mean 0 --std 1 --train-images train --train-labels folder --out train/exact"
     class_folders("train", "abc")
-    assert main(f"exact bright.py:net {on}".split()) == 1 and not Path("train/exact").exists()
-    assert "among the class folders in train" in capsys.readouterr().err
+    refuses(capsys, f"exact bright.py:net {on}", "among the class folders in train")
+    assert not Path("train/exact").exists()
     on = "--images images --mean 0 --std 1 --fine-tune 1 --train-images exact/exact.safetensors --out exact"
     typed = "merge bright.py:net random random --images images --out m.safetensors --permuted images"
-    assert main(typed.split()) == 1
-    assert "images given as an output; allowed is a file that ends in" in capsys.readouterr().err
+    refuses(capsys, typed, "images given as an output; allowed is a file that ends in")
     Path("out").rename("exact"), Path("exact/halfway.safetensors").rename("exact/exact.safetensors")
-    assert main(f"exact bright.py:net {on}".split()) == 1 and "also read" in capsys.readouterr().err
+    refuses(capsys, f"exact bright.py:net {on}", "also read")
     Path("exact/exact.safetensors").rename("exact/model.safetensors")
     on = "--images images --mean 0 --std 1 --out ./exact/model.safetensors"
-    assert main(f"merge hf:exact random random {on}".split()) == 1
-    assert "also read" in capsys.readouterr().err
+    refuses(capsys, f"merge hf:exact random random {on}", "also read")
     assert Path("exact/model.safetensors").read_bytes() == before
 
 
@@ -914,31 +918,24 @@ def test_every_error_that_can_be_known_is_reported_before_images_are_read(bright
     state = build("bright.py:net", None, 0)[0].state_dict()
     torch.save(state | {"4.bias": state["4.bias"] / 0}, "nan.pt")
     refusal(*bright(*on, "--weights", "nan.pt"), "4.bias")
-    on = *on, "--mean", "0", "--std", "1"
-    assert main(["merge", "bright.py:net", "nan.pt", "random", *on, "--out", "m.safetensors"]) == 1
-    assert re.search(r"nan\.pt.*4\.bias", capsys.readouterr().err)
-    merging = ["merge", "bright.py:net", "random", "random", *on, "--out", "m.safetensors"]
-    assert main(merging) == 1 and "has the same weights" in capsys.readouterr().err
-    torch.save(state, "right.pt")
-    merging[2:4] = "right.pt", "right.pt"
-    assert main([*merging, "--which", "reset"]) == 1
-    assert "for a net without batch norm, allowed is halfway or repaired" in capsys.readouterr().err
-    assert main(["exact", "bright.py:net", *on, "--train-images", "none"]) == 1
-    assert "--train-images: there is no none" in capsys.readouterr().err
-    on = on[:2]
     refusal(*bright(*on, net="bright.py:nut"), "no 'nut'")
+    on = "--images images --mean 0 --std 1"
+    refuses(capsys, f"merge bright.py:net nan.pt random {on} --out m.safetensors", "nan.pt", "4.bias")
+    refuses(capsys, f"merge bright.py:net random random {on} --out m.safetensors", "has the same weights")
+    torch.save(state, "right.pt")
+    line = "for a net without batch norm, allowed is halfway or repaired"
+    refuses(capsys, f"merge bright.py:net right.pt right.pt {on} --out m.safetensors --which reset", line)
+    refuses(capsys, f"exact bright.py:net {on} --train-images none", "--train-images: there is no none")
 
 
-@pytest.mark.parametrize("typed", ["report --out /proc/x", "merge random random --out /proc/x.safetensors",
-                                   "exact --out /proc/x"])  # fmt: skip
+@pytest.mark.parametrize("typed", [
+    "report bright.py:net --out /proc/x", "merge bright.py:net random random --out /proc/x.safetensors",
+    "exact bright.py:net --out /proc/x",
+])  # fmt: skip
 def test_a_place_that_takes_no_files_is_named_before_anything_is_read(in_folder, capsys, monkeypatch, typed):
     monkeypatch.setattr("relusym.reporting.net_files.build", None)
-    command, *arguments = typed.split()
-    assert main([command, "bright.py:net", *arguments, "--images", "images"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "can't be written (/proc takes no files: " in line and line.endswith(
-        "free space or change the folder"
-    )
+    lines = "can't be written (/proc takes no files: ", "free space or change the folder"
+    refuses(capsys, f"{typed} --images images", *lines)
 
 
 def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
@@ -982,17 +979,16 @@ def test_a_net_whose_layers_cannot_hold_the_merge_is_refused_before_it_is_merged
     bright, capsys, monkeypatch, net, fits
 ):
     on = "--images images --labels folder --mean 0 --std 1 --out"
-    typed = f"merge small.py:{net} random random {on} m.safetensors".split()
+    typed = f"merge small.py:{net} random random {on} m.safetensors"
     with monkeypatch.context() as without:
         without.setattr("relusym.merging.merge.merge", None)
-        assert main([*typed, "--which", "repaired"]) == 1
-    assert f"allowed is {' or '.join(fits)} " in capsys.readouterr().err
+        refuses(capsys, f"{typed} --which repaired", f"allowed is {' or '.join(fits)} ")
     assert not Path("m.safetensors").exists()
-    assert main(typed) == 0 and checkpoint.load("m.safetensors")[1]["which"] == fits[0]
-    again = f"merge small.py:{net} m.safetensors random {on}".split()
+    assert main(typed.split()) == 0 and checkpoint.load("m.safetensors")[1]["which"] == fits[0]
+    again = f"merge small.py:{net} m.safetensors random {on}"
     capsys.readouterr()
-    assert main([*again, "m.safetensors"]) == 1 and "also read" in capsys.readouterr().err
-    assert main([*again, "n.safetensors"]) == 0
+    refuses(capsys, f"{again} m.safetensors", "also read")
+    assert main(f"{again} n.safetensors".split()) == 0
 
 
 @pytest.mark.parametrize(
@@ -1168,32 +1164,21 @@ REFUSED = {
     "missing": ((*WEIGHTS, "{}/vgg11.safetensors"), {}, "missing: 0.weight, 0.bias"),
     "not normalised": ((NET,), {"scaled": ()}, "give --mean and --std"),
     "means": ((NET,), {"scaled": ("--mean", 0, 0, "--std", 1)}, "--mean: 2 values given"),
-    "stds": (
-        (NET,),
-        {"scaled": ("--mean", 0, "--std", 1, 1)},
-        "--std: 2 values given; allowed is one per channel",
-    ),
+    "stds": ((NET,), {"scaled": ("--mean", 0, "--std", 1, 1)}, "--std: 2 values given; allowed is one per channel"),
     "std": ((NET,), {"scaled": ("--mean", 0, "--std", 0)}, "positive std"),
     "nan": ((NET,), {"scaled": ("--mean", "nan", "--std", 1)}, "finite mean"),
-    "levels": (
-        (NET,),
-        {"scaled": ("--mean", 124, 116, 104, "--std", 58, 57, 57)},
-        "divide mean and std by 255",
-    ),
+    "levels": ((NET,), {"scaled": ("--mean", 124, 116, 104, "--std", 58, 57, 57)}, "divide mean and std by 255"),
     "no images": ((NET,), {"images": "empty"}, "holds no images"),
     "nowhere": ((NET,), {"images": "nowhere"}, "there is no"),
     "no image": ((NET,), {"images": "damaged"}, "x.jpg can't be read"),
     "no classes": ((NET, "--labels", "folder"), {"images": "flat"}, "one folder per class"),
-    "splits": (
-        (NET, "--labels", "folder"),
-        {"images": "splits"},
-        "are splits, Train and val, not classes; give one of them, such as ",
-    ),
+    "splits": ((NET, "--labels", "folder"), {"images": "splits"},
+     "are splits, Train and val, not classes; give one of them, such as "),
     "other file": ((NET,), {"images": "my_nets.py"}, "allowed is a folder"),
     "labels": ((NET, "--labels", "{}/none.txt"), {}, "one number per image"),
     "metric": ((NET, "--metric", "{}/my_nets.py:whole"), {}, "one number per image"),
     "no metric": ((NET, "--metric", "f1"), {}, "file.py:fn"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
