@@ -101,65 +101,38 @@ OTHER_NET = "results/tiny/figures/filters/conv1-cnn-7.png"
 OTHER_PAIR = "results/tiny/records/pair_merge/cnn--cnn-01234567/0--1.json"
 DRY = "--dry-run"
 RUNS = {
-    "empty variable": (
-        [DRY, "--config", "seeds="],
-        "config error: seeds: no value given .is a shell variable",
-    ),
-    "seeds 0_1": (
-        [DRY, "--config", "seeds=0_1"],
-        "config error: seeds: 0_1 given; allowed are seeds such as",
-    ),
-    "seeds [0, 1_0]": (
-        [DRY, "--config", "seeds=[0,1_0]"],
-        r"config error: seeds: \[0,1_0\] given; allowed are seeds such as",
-    ),
-    "option twice": (
-        [DRY, "--config", "seeds=0", "-C", "device=cpu"],
-        "config error: --config is given twice, and Snakemake reads the last alone; give it once, with all$",
-    ),
-    "files twice": (
-        [DRY, "--configfile", "config.yaml", "--configfiles", "config.yaml"],
-        "config error: --configfile is given twice",
-    ),
-    "two settings": (
-        [DRY, "--config", "training={epochs: 0, batch_size: 0}"],
-        "config error: training.batch_size: 0 given; allowed is at least 1$",
-    ),
+    "empty variable": ([DRY, "--config", "seeds="], "config error: seeds: no value given .is a shell variable"),
+    "seeds 0_1": ([DRY, "--config", "seeds=0_1"], "config error: seeds: 0_1 given; allowed are seeds such as"),
+    "seeds [0, 1_0]": ([DRY, "--config", "seeds=[0,1_0]"],
+     r"config error: seeds: \[0,1_0\] given; allowed are seeds such as"),
+    "option twice": ([DRY, "--config", "seeds=0", "-C", "device=cpu"],
+     "config error: --config is given twice, and Snakemake reads the last alone; give it once, with all$"),
+    "files twice": ([DRY, "--configfile", "config.yaml", "--configfiles", "config.yaml"],
+     "config error: --configfile is given twice"),
+    "two settings": ([DRY, "--config", "training={epochs: 0, batch_size: 0}"],
+     "config error: training.batch_size: 0 given; allowed is at least 1$"),
     "target": ([DRY, "tabel2"], rf"{nothing_makes('tabel2')}; is it table2\? Targets are .*table2, .*claims"),
     "forced rule": ([DRY, "-R", "trian"], rf"{nothing_makes('trian')}; is it train\?"),
     "net of no seed": ([DRY, OTHER_NET], rf"{nothing_makes(OTHER_NET)}\. Targets are"),
     "pair that isn't asked for": ([DRY, OTHER_PAIR], nothing_makes(OTHER_PAIR)),
-    "config file that isn't there": (
-        [DRY, "--configfile", "mine.yaml"],
-        r"config error: mine\.yaml can't be read \(No such file or directory\)$",
-    ),
+    "config file that isn't there": ([DRY, "--configfile", "mine.yaml"],
+     r"config error: mine\.yaml can't be read \(No such file or directory\)$"),
     "GPU that isn't there": (["table1", "--config", "device=cuda:99"], "error: device: cuda:99 "),
     "no qsub": (["table1", "--profile", "profiles/pbs"], "  q(sub|del): not found; run snakemake on a node"),
-}
+}  # fmt: skip
 SPOILED = {
-    "key twice": (
-        lambda clone: changed(clone, "config.yaml", lambda text: b"scale: demo\n" + text),
-        [DRY],
-        r"config error: config\.yaml, line \d+: the key 'scale' is in line 1 already; keep one$",
-    ),
-    "no YAML": (
-        lambda clone: changed(clone, "config.yaml", lambda text: b"a: [\n" + text),
-        [DRY],
-        r"config error: config\.yaml, line \d+: not valid YAML \(",
-    ),
+    "key twice": (lambda clone: changed(clone, "config.yaml", lambda text: b"scale: demo\n" + text), [DRY],
+     r"config error: config\.yaml, line \d+: the key 'scale' is in line 1 already; keep one$"),
+    "no YAML": (lambda clone: changed(clone, "config.yaml", lambda text: b"a: [\n" + text), [DRY],
+     r"config error: config\.yaml, line \d+: not valid YAML \("),
     "config file in Latin-1": (
-        lambda clone: changed(clone, "mine.yaml", lambda _: "scale: tiny # Bökman".encode("latin-1")),
-        [DRY, "--configfile", "mine.yaml"],
-        r"config error: mine\.yaml, line 1: the byte 0xf6 isn't UTF-8; save the file as UTF-8$",
-    ),
-    "notes of Snakemake": (
-        no_notes, [DRY], r"error: \.snakemake isn't a folder, and one belongs there: move it away$"
-    ),
-    "images of a folder": (
-        lambda clone: images(clone, 16),
-        ["table1", *on_folder()],
-        r"error: scales/tiny\.yaml: models\.cnn\.image_size: mine has images of 16×16 pixels; vgg11 takes 32 to 63",
-    ),
+     lambda clone: changed(clone, "mine.yaml", lambda _: "scale: tiny # Bökman".encode("latin-1")),
+     [DRY, "--configfile", "mine.yaml"],
+     r"config error: mine\.yaml, line 1: the byte 0xf6 isn't UTF-8; save the file as UTF-8$"),
+    "notes of Snakemake": (no_notes, [DRY],
+     r"error: \.snakemake isn't a folder, and one belongs there: move it away$"),
+    "images of a folder": (lambda clone: images(clone, 16), ["table1", *on_folder()],
+     r"error: scales/tiny\.yaml: models\.cnn\.image_size: mine has images of 16×16 pixels; vgg11 takes 32 to 63"),
 }  # fmt: skip
 CASES = {name: (nullcontext, *run) for name, run in RUNS.items()} | SPOILED
 
