@@ -222,9 +222,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """A folder, and the address of its files on this machine's loopback interface."""
+    """A folder with a checkpoint, and the address of its files on this machine's loopback interface."""
     folder = tmp_path / "served"
     folder.mkdir()
+    torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
     handler = partial(Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         running.folder = folder
@@ -236,7 +237,6 @@ def server(tmp_path):
 
 def test_a_checksum_is_recorded_on_first_use_and_checked_ever_after(server, tmp_path, capsys):
     folder, url = server
-    torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
     path = fetch(f"{url}/a.pth", tmp_path / "kept")
     note = path.with_name("a.pth.sha256")
     assert note.read_text(encoding="utf-8").strip() == sha256(folder / "a.pth") == sha256(path)
@@ -257,7 +257,6 @@ def test_a_checksum_is_recorded_on_first_use_and_checked_ever_after(server, tmp_
 
 def test_a_download_is_kept_only_if_it_has_the_hash_in_its_address(server, tmp_path):
     folder, url = server
-    torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
     right = sha256(folder / "a.pth")
     wrong = right[:-1] + ("0" if right[-1] != "0" else "1")
     line = rf"a\.pth has SHA-256 {right}, and not {wrong} as its address says"
@@ -306,7 +305,6 @@ def test_each_of_several_files_of_one_name_has_its_hash_in_the_record(state, tmp
 
 def test_a_download_that_ends_early_is_refused_and_fetched_again(server, tmp_path):
     folder, url = server
-    torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
     (folder / "cut").touch()
     refused(lambda: fetch(f"{url}/a.pth", tmp_path / "kept"), match=r"a\.pth.* bytes arrived: run again")
     assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
@@ -361,8 +359,7 @@ def test_a_lost_connection_is_not_reported_as_a_full_disk(tmp_path):
 
 @pytest.mark.parametrize("note", [b"", b"\xe9", b"12", b"\xef\xbb\xbf" + b"0" * 64, None], ids=repr)
 def test_an_invalid_recorded_checksum_is_named(server, tmp_path, note):
-    folder, url = server
-    torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
+    _, url = server
     path = fetch(f"{url}/a.pth", tmp_path).with_name("a.pth.sha256")
     path.unlink()
     path.mkdir() if note is None else path.write_bytes(note)
