@@ -67,11 +67,14 @@ def a_figure(path):
     write_figure(figure, [path])
 
 
+LARGE = {
+    "cnn-0.json": a_record, "cnn-0.safetensors": a_checkpoint, "images.safetensors": prepared_images,
+    "table2.csv": a_table, "figure4.png": a_figure, "figure4.pdf": a_figure,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("older", [False, True], ids=["new", "over an older one"])
-@pytest.mark.parametrize(("write", "name"), [
-    (a_record, "cnn-0.json"), (a_checkpoint, "cnn-0.safetensors"), (prepared_images, "images.safetensors"),
-    (a_table, "table2.csv"), (a_figure, "figure4.png"), (a_figure, "figure4.pdf"),
-])  # fmt: skip
+@pytest.mark.parametrize(("name", "write"), LARGE.items())
 def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing_half_written(tmp_path, write, name, older):
     path = tmp_path / name
     if older:
@@ -146,11 +149,7 @@ def a_lock(path):
         lock.check()
 
 
-WRITTEN = {
-    "cnn-0.json": a_record, "cnn-0.safetensors": a_checkpoint, "images.safetensors": prepared_images,
-    "table2.csv": a_table, "figure4.png": a_figure, "notes/table2-0000000000000000.sha256": a_note,
-    "cnn-0.lock": a_lock,
-}  # fmt: skip
+WRITTEN = LARGE | {"notes/table2-0000000000000000.sha256": a_note, "cnn-0.lock": a_lock}
 CALLS = [(os, name) for name in ("open", "write", "fsync", "replace", "link", "mkdir", "chmod", "unlink")]
 CALLS.append((io, "open"))
 
