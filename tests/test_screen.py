@@ -3,6 +3,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import time
 from logging import INFO, LogRecord
@@ -37,9 +38,7 @@ rule train:
 def workflow(tmp_path):
     """A folder with a workflow of four jobs, and this project's profile."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
-    (tmp_path / "profiles" / "default").mkdir(parents=True)
-    profile = (ROOT / "profiles" / "default" / "config.yaml").read_text()
-    (tmp_path / "profiles" / "default" / "config.yaml").write_text(profile)
+    shutil.copytree(ROOT / "profiles" / "default", tmp_path / "profiles" / "default")
     return tmp_path
 
 
@@ -159,9 +158,8 @@ def test_the_time_left_accounts_for_the_share_that_a_resumed_training_had_done(m
     for number, lines in enumerate((["2.40", "4.00"], ["3.10"])):  # of 4 epochs, this run did two, and one
         log = tmp_path / f"cnn-{number}.log"
         log.write_text("".join(f"cnn-{number}: epoch   {epoch}/4  loss 1\n" for epoch in lines))
-        run.take(
-            *event("job_info", jobid=number, rule_name="train", wildcards={"net": log.stem}, log=[str(log)])
-        )
+        about = {"rule_name": "train", "wildcards": {"net": log.stem}, "log": [str(log)]}
+        run.take(*event("job_info", jobid=number, **about))
         if number == 0:
             now += 50
             run.take(*event("job_finished", job_id=number))
