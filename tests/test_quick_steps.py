@@ -207,6 +207,8 @@ def test_trainings_take_quick_steps_with_the_same_bytes_each_time(amx, monkeypat
 
 
 def test_with_and_without_a_compiler_a_training_gives_the_same_bytes(monkeypatch):
+    if not quick_steps._built():
+        pytest.skip("no C compiler here")
     monkeypatch.setattr(loop, "quick_steps", lambda net, device, dtype: QuickSteps(net, amx=False))
     recipe = VGG_RECIPE.but(epochs=2, warmup_epochs=0, precision="bfloat16")
     states = [train_on(small_images(40), small_net(), recipe).net.state_dict()]
