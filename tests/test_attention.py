@@ -28,8 +28,8 @@ from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, SYMMETRIES
 HEADS, CHANNELS = 4, 24
 
 
-def by_heads(net, size=32):
-    return {group.name: group for group in channel_groups(net, (3, size, size)) if group.heads > 1}
+def by_heads(net):
+    return {group.name: group for group in channel_groups(net, (3, 32, 32)) if group.heads > 1}
 
 
 @pytest.mark.parametrize("structure", [Tokens, Attended], ids=lambda structure: structure.__name__)
@@ -210,10 +210,9 @@ def test_a_planted_involution_of_heads_is_found(structure):
 
 def test_permutations_of_order_four_are_refused_for_heads_in_one_line():
     net, images = with_statistics(Attended()).float(), Images(smooth_images(20), 20)
-    refused(
-        lambda: orbit_merge(net, QUARTER_TURN, images, images, torch.zeros(20).long(), matching="cyclic"),
-        match="not of order 4 for nets with attention heads, group norms or grouped",
-    )
+    given = net, QUARTER_TURN, images, images, torch.zeros(20).long()
+    line = "not of order 4 for nets with attention heads, group norms or grouped"
+    refused(lambda: orbit_merge(*given, matching="cyclic"), match=line)
 
 
 def swin(block, window=4):

@@ -193,9 +193,8 @@ def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_onl
 
 def test_a_types_own_matching_is_in_its_tables_and_compared_with_the_others():
     results = Results(settings_of(models={"cnn_inv": {"merging": {"matching": "weight"}}}))
-    shown = {
-        name: results.shown("flip_merge", ["cnn_inv"], name) for name in (None, *results.settings.compared)
-    }
+    names = None, *results.settings.compared
+    shown = {name: results.shown("flip_merge", ["cnn_inv"], name) for name in names}
     assert [key.rpartition("/")[2] for key in shown.pop(None)] == ["0", "1", "2"] and not shown.pop("weight")
     assert shown.keys() >= {"activation", "identity"} and all(len(keys) == 1 for keys in shown.values())
 

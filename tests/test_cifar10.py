@@ -405,10 +405,8 @@ def test_a_folder_that_cant_be_read_is_refused_in_one_line(tmp_path, monkeypatch
     denied = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied", "locked"))  # also for root
     with monkeypatch.context() as locked:
         locked.setattr(Path, "is_file", denied)
-        refused(
-            lambda: cifar10.find("locked", "binary", "cifar10"),
-            match=r"^cifar10\.root: locked given; allowed",
-        )
+        line = r"^cifar10\.root: locked given; allowed"
+        refused(lambda: cifar10.find("locked", "binary", "cifar10"), match=line)
     monkeypatch.setattr(cifar10, "recognised", denied)
     typed = f"torchvision:resnet18 --weights random --mean 0 --std 1 --images {tmp_path} --out {tmp_path}/out"
     assert main(["report", *typed.split()]) == 1

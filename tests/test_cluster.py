@@ -244,9 +244,8 @@ def test_the_checklist_names_jobs_that_slurm_cannot_run(
     for name in ("PATH", "SLURM_CONF"):
         monkeypatch.setenv(name, cluster.environment[name])
     options = f"{f'-p {partition}' if partition else ''} -t 120 {options}"
-    problems = slurm_problems(
-        [Submission("train", partition, minutes, options)], "squeue", "mine/config.yaml"
-    )
+    submission = Submission("train", partition, minutes, options)
+    problems = slurm_problems([submission], "squeue", "mine/config.yaml")
     assert len(problems) == (problem is not None) and all(problem in line for line in problems)
 
 

@@ -182,10 +182,8 @@ def test_a_linear_layer_on_another_pretraining_is_refused(data, tmp_path):
     for name, tensor in net.items():
         assert name.startswith("fc.") or torch.equal(tensor, encoder[f"encoder.{name}"]), name
     made(tmp_path, data, "old.pretraining", before, seed=1)
-    files["start"], line = (
-        start.with_name("1.safetensors"),
-        r"1\.safetensors isn't the one that .*0\.json names",
-    )
+    files["start"] = start.with_name("1.safetensors")
+    line = r"1\.safetensors isn't the one that .*0\.json names"
     refused(lambda: made(tmp_path, data, "old", settings, **files), match=line)
 
 

@@ -221,14 +221,12 @@ def test_the_best_involution_of_many_channels_is_that_of_a_matching_of_all_pairs
         gains = table + table.T - table.diag()[:, None] - table.diag()
         graph = rustworkx.PyGraph()
         graph.add_nodes_from(range(size))
-        graph.add_edges_from(
-            [(i, j, round(float(gains[i, j]) * 2**40)) for i in range(size) for j in range(i)]
-        )
+        weights = ((i, j, round(float(gains[i, j]) * 2**40)) for i in range(size) for j in range(i))
+        graph.add_edges_from([*weights])
         pairs = rustworkx.max_weight_matching(graph, weight_fn=int)
         best = float(table.diag().sum()) + sum(float(gains[pair]) for pair in pairs)
-        assert objective(table, torch.from_numpy(best_involution(table.numpy()))) == pytest.approx(
-            best, abs=1e-8
-        )
+        involution = torch.from_numpy(best_involution(table.numpy()))
+        assert objective(table, involution) == pytest.approx(best, abs=1e-8)
 
 
 @pytest.mark.slow(seconds=1)
