@@ -134,21 +134,19 @@ class Augmented(torch.utils.data.Dataset):
     lambda data: DataLoader(data, 16, sampler=WeightedRandomSampler([1.0] * 60, 60)),
 ], ids=["shuffled", "in one batch", "sampled"])  # fmt: skip
 def test_images_whose_order_changes_from_pass_to_pass_are_refused(loader, labelled):
-    x = normalise(PIXELS)
-    data = TensorDataset(x, LABELS) if labelled else list(x)
+    data = TensorDataset(X, LABELS) if labelled else list(X)
     refused(lambda: merge(conv_net(), conv_net(), loader(data)), "order", "shuffle=False")
 
 
 def test_images_that_change_from_pass_to_pass_are_refused():
     refused(lambda: flip_merge(conv_net(), DataLoader(Augmented(), 16)), "batch 1", "augmentation")
-    x = normalise(PIXELS)
 
     class Changing(list):
         def __init__(self, sizes):
             self.sizes = iter(sizes)
 
         def __iter__(self):
-            return iter(x[: next(self.sizes, 60)].split(10))
+            return iter(X[: next(self.sizes, 60)].split(10))
 
     refused(lambda: flip_merge(conv_net(), Changing([40] * 7)), "batch 5 isn't the same in every pass")
     batches = Batches(Changing([60, 60, 40, 30]))
