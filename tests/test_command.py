@@ -984,7 +984,7 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
 def test_a_net_whose_layers_cannot_hold_the_merge_is_refused_before_it_is_merged(
     bright, capsys, monkeypatch, net, fits
 ):
-    on = "--images images --labels folder --mean 0 --std 1 --out"
+    on = "--images images --mean 0 --std 1 --out"
     typed = f"merge small.py:{net} random random {on} m.safetensors"
     with monkeypatch.context() as without:
         without.setattr("relusym.merging.merge.merge", None)
