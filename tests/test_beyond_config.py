@@ -6,7 +6,7 @@ from conftest import ROOT, python, refused, scale_of, settings_of
 
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
-from relusym.findings import declared, selection
+from relusym.findings import Table, declared, selection
 from relusym.records.files import snapshot_path
 from relusym.records.fingerprint import differences
 from relusym.records.results import Results
@@ -38,7 +38,7 @@ def jobs(results, kind):
 def noted(results, name):
     """The notes of a table on the nets that it shows."""
     settings = selection.of_nets_shown(results, selection.keys(results, name))
-    return selection.select(settings, name)["notes"]
+    return selection.select(settings, name).get("notes", [])
 
 
 def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
@@ -107,18 +107,31 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     assert "Training, GCNN: learning rate 0.01, weight decay 0.08" in demo
 
 
-@pytest.mark.parametrize("name, images, repair, invariance", [
-    ("curves", "10,000", "2,000", "all test"), ("by_layer_figure", "2,000", "", "all test"),
-    ("matchings", "10,000", "", "5,000 training"),
+@pytest.mark.parametrize("name, images, repair", [
+    ("curves", "10,000", "2,000"), ("by_layer_figure", "2,000", ""), ("matchings", "10,000", ""),
 ])  # fmt: skip
-def test_notes_of_a_measurement_name_its_seeds_and_images(laptop, name, images, repair, invariance):
+def test_notes_of_a_measurement_name_its_seeds_and_images(laptop, name, images, repair):
     first, *others = noted(laptop, name)
     assert first.endswith(IN_NOTES)
     matched, taken = "channels matched", "REPAIR's statistics taken"
     how = f"{matched} and {taken} on {images} training images"
     if repair:
         how = f"{matched} on {images} training images, {taken} on {repair} training images"
-    assert f"Merging: {how}; invariance error over {invariance} images" in others
+    assert f"Merging: {how}" in others
+
+
+def test_notes_of_tables_that_show_invariance_errors_and_of_no_others_say_over_which_images(laptop):
+    lines = {
+        name: [line for line in noted(laptop, name) if line.startswith("Merging: ")]
+        for name in selection.findings(laptop.settings)
+        if isinstance(declared()[name], Table)
+    }
+    over = {
+        name: text.partition("; invariance error over ")[2] for name, texts in lines.items() for text in texts
+    }
+    training = dict.fromkeys(("table2", "table3", "table5", "comparison", "claims"), "5,000 training images")
+    test = dict.fromkeys(("exact_gcnn", "symmetries", "during_training"), "all test images")
+    assert over == dict.fromkeys(("table4", "matchings", "curves", "by_layer"), "") | training | test
 
 
 def test_notes_name_the_seeds_of_the_nets_shown(laptop, monkeypatch, tmp_path):

@@ -204,6 +204,12 @@ def test_a_run_ends_with_the_tables_and_figures_that_were_asked_for(table2, tmp_
     assert at_end(["status"], tmp_path, NAMES) == ""
 
 
+def test_a_count_is_printed_as_a_whole_number_beside_a_type_without_nets(tmp_path):
+    sizes = pd.DataFrame({"model": ["cnn", "gcnn"], "parameters": pd.array([577000, pd.NA], "Int64")})
+    write_table(sizes, tmp_path / "tables" / "table1", declared()["table1"].layout)
+    assert re.search(r"^CNN +577,000\nGCNN *$", at_end(["table1"], tmp_path, NAMES), re.MULTILINE)
+
+
 def test_a_run_of_committed_results_prints_them_and_that_nothing_was_trained(committed):
     for note in (committed.folder / "results/tiny/notes").glob("table2-*"):
         note.unlink()

@@ -8,13 +8,18 @@ from conftest import refused, settings_of
 from matplotlib.mathtext import MathTextParser
 from records import CODE, MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair, settings, train
 
-from relusym import cifar10, paper_values
-from relusym.findings import declared, frames
+from relusym import cifar10, paper_values, permutations
+from relusym.beyond import identifiability
+from relusym.findings import declared, fingerprint, frames, layout
 from relusym.findings.beyond import matchings
 from relusym.findings.frames import chosen, notes, read, tidy
 from relusym.findings.layout import human_table, mean_and_std, number, page, write_table
 from relusym.findings.tables import costs, provenance, resnets, table1, table2, table4
+from relusym.records import fields
+from relusym.records import fingerprint as records_fingerprint
 from relusym.records.files import write_record
+from relusym.theory import cooccurrence
+from relusym.whole_files import sha256
 
 
 def of_models(*models):
@@ -485,6 +490,11 @@ def test_every_kind_that_a_table_or_figure_reads_is_accounted_for():
         findings = [finding for finding in declared().values() if finding.is_beyond == is_beyond]
         read = {kind for finding in findings for kind in finding.reads}
         assert read - {"filters"} == set(declared()[table].reads)
+
+
+def test_the_fingerprint_of_tables_and_figures_covers_the_code_that_they_are_computed_with():
+    modules = layout, permutations, fields, records_fingerprint, identifiability, cooccurrence
+    assert all(sha256(module.__file__) in fingerprint._code() for module in modules)
 
 
 @pytest.mark.parametrize("value, digits, plain, latex", [

@@ -89,9 +89,7 @@ def rank_correlation_of_types(
     whole = nets[nets["model"].isin(means.index)].groupby("model")
     spreads = ({model: spread(nets.to_numpy()) for model, nets in whole[key]} for key in (first, second))
     rho, p = float(exact.statistic), float(exact.pvalue)
-    fields = dict.fromkeys(("effect", "effect_size", "direction"), rho) | dict.fromkeys(
-        ("p_value", "p_rank"), p
-    )
+    fields = {"effect": rho, "effect_size": rho, "direction": rho, "p_value": p, "p_rank": p}
     fields |= {"low": float(low), "high": float(high), "measure": "Spearman's ρ", "p_rank_min": 2 / orders}
     fields |= {"nets": int(whole.size().min()), "power_paper": power_paper}
     return Evidence(n, test, **fields, power_observed=power.rank_correlation(*spreads))

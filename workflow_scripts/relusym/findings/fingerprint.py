@@ -21,11 +21,12 @@ LENGTH = 16  # hexadecimal digits
 
 @cache
 def _code() -> str:
-    """The hashes of all code that may shape a table: findings, top-level modules, fields of records, paper's tables."""
+    """The hashes of all code that may shape a table: findings, what they compute with, and the paper's tables."""
     library = Path(__file__).parents[1]
-    files = [*library.glob("*.py"), *library.glob("findings/**/*.py"), *library.glob("paper_values/*")]
-    files.append(library / "records/fields.py")
-    return "".join(sha256(file) for file in sorted(files) if file.is_file())
+    patterns = ["*.py", "findings/**/*.py", "paper_values/*", "records/fields.py", "records/fingerprint.py"]
+    patterns += ["beyond/identifiability.py", "theory/cooccurrence.py"]
+    files = {file for pattern in patterns for file in library.glob(pattern) if file.is_file()}
+    return "".join(sha256(file) for file in sorted(files))
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 from relusym import checkpoint, cifar10, paper_values
 from relusym.errors import UserError
 from relusym.findings import Inputs, Record, Selection, np, pd
+from relusym.findings.selection import types_in
 from relusym.record_types import FAR_BELOW_ZERO
 from relusym.records.fields import images_of, nets_of
 from relusym.records.files import load_record
@@ -134,7 +135,7 @@ def _named_filters(path: str) -> Filters:
 
 def chosen(inputs: Inputs, selection: Selection) -> Inputs:
     """Those `inputs` whose nets are all of the selected `models` or `pairs`; all of them if there is neither."""
-    models = {*selection.get("models", []), *(model for pair in selection.get("pairs", []) for model in pair)}
+    models = {*types_in(selection)}
     if not models:
         return inputs
 
@@ -248,17 +249,10 @@ def summary_along(
     nets: pd.DataFrame, records: Sequence[Record], key: str, models: Sequence[str], quantities: Sequence[str]
 ) -> pd.DataFrame:
     """Like `summary`, per type and value of `key` (epoch, layer), for nets that are ok; others count in each row."""
-    values = {model: sorted({*rows}) for model, rows in nets.groupby("model")[key]}
-    left_out = [
-        {"model": record["model"], key: value}
-        for record in records
-        if record["status"] != "ok"
-        for value in values.get(record["model"], [])
-    ]
-    both = pd.concat([nets, pd.DataFrame(left_out, columns=["model", key])])
-    both = both.assign(ok=[True] * len(nets) + [False] * len(left_out))
-    wanted = [(model, value) for model in models for value in values.get(model, [])]
-    return summary(both, ["model", key], wanted, quantities)
+    nets, by = in_order(nets.sort_values(key, kind="stable"), models).assign(ok=True), ["model", key]
+    table = summary(nets, by, nets[by].drop_duplicates(), quantities)
+    left_out = Counter(record["model"] for record in records if record["status"] != "ok")
+    return table.assign(left_out=table["model"].map(left_out).astype(int))
 
 
 def beside_paper(ours: pd.DataFrame, number: int, key: list[str]) -> pd.DataFrame:

@@ -219,7 +219,8 @@ def _table(table: Table, folder: Path, models: Mapping[str, str], columns: int) 
     from tabulate import tabulate
 
     stem = folder / "tables" / table.name
-    frame = pd.read_csv(stem.with_suffix(".csv"))
+    # nullable, so that a column of counts with a gap isn't read as floats
+    frame = pd.read_csv(stem.with_suffix(".csv"), dtype_backend="numpy_nullable")
     ours = frame[[column for column in frame if not column.startswith("paper_")]]
     shown = human_table(ours, table.layout, models)
     text = tabulate(shown, "keys", "simple", showindex=False, disable_numparse=True)

@@ -122,18 +122,19 @@ def has_vgg11s(settings: Settings) -> bool:
 OF_VGG11S = {"exists": has_vgg11s, "select": lambda settings: {"models": settings.table("table2")}}
 
 
-def vgg11s(settings: Settings) -> Selection:
+def vgg11s(settings: Settings, *, merged: bool = True) -> Selection:
+    """All of them, and notes; `merged`: whether merges and their invariance errors are shown."""
     models = settings.table("table2")
-    return {"models": models, "notes": net_notes(settings, models)}
+    return {"models": models, "notes": net_notes(settings, models, merged=merged, invariance=merged)}
 
 
-def beyond(name: str, order: int, *, merged: bool = True) -> Mapping[str, Any]:
+def beyond(name: str, order: int, **shown: bool) -> Mapping[str, Any]:
     """What the declarations of a measurement beyond the paper have in common; `name`: its section of the config;
-    `merged`: whether it merges nets."""
+    `shown`: `merged` and `invariance` of `net_notes`."""
 
     def select(settings: Settings) -> Selection:
         selection = beyond_selection(settings, name)
-        notes = net_notes(settings, selection["models"], settings.beyond.get(name), merged=merged)
+        notes = net_notes(settings, selection["models"], settings.beyond.get(name), **shown)
         return {**selection, "notes": notes}
 
     about = {"section": BEYOND, "order": order, "reads": (name,)}
@@ -160,9 +161,15 @@ def measured_types(settings: Settings) -> list[str]:
 
 
 def net_notes(
-    settings: Settings, models: Iterable[str], section: Values | None = None, *, merged: bool = True
+    settings: Settings,
+    models: Iterable[str],
+    section: Values | None = None,
+    *,
+    merged: bool = True,
+    invariance: bool = False,
 ) -> list[str]:
-    """Notes on a table's nets and their differences; `section`: that of the measurement that the table shows."""
+    """Notes on a table's nets and their differences; `section`: that of the measurement that the table shows;
+    `merged`, `invariance`: whether it shows merges, and invariance errors."""
     section, nets = section or {}, [settings.models[model] for model in models]
     if not nets:
         return []
@@ -178,7 +185,8 @@ def net_notes(
         describe = partial(_stage, stage=stage)
         lines += _lines(trained, describe, ", ", stage.capitalize(), with_data)
     if merged:
-        lines += _lines(nets, partial(_merging, section=section), "; ", "Merging", with_data)
+        describe = partial(_merging, section=section, invariance=invariance)
+        lines += _lines(nets, describe, "; ", "Merging", with_data)
     strided = {(net.image_size, STRIDES.get(net.network["architecture"], 0)) for net in nets}
     return lines + [
         f"At {size} pixels the {strides} strides of a flipped net are off by {2**strides - 1} pixels in all, "
@@ -216,14 +224,14 @@ def _stage(net: Model, stage: str) -> list[str]:
     return [*steps, f"{how.schedule} schedule", *loss, f"weight decay {how.weight_decay:g}"]
 
 
-def _merging(net: Model, section: Values) -> list[str]:
+def _merging(net: Model, section: Values, invariance: bool) -> list[str]:
     matched = section.get("images") or net.merging.images
     on = f" on {_count(matched)}," if section.get("repair_images") else " and"
-    measured = "all test images" if "images" in section else _count(net.merging.invariance_images)
-    return [
-        f"channels matched{on} REPAIR's statistics taken on {_count(section.get('repair_images') or matched)}",
-        f"invariance error over {measured}",
-    ]
+    measured = "all test images" if section else _count(net.merging.invariance_images)
+    merging = (
+        f"channels matched{on} REPAIR's statistics taken on {_count(section.get('repair_images') or matched)}"
+    )
+    return [merging, f"invariance error over {measured}"] if invariance else [merging]
 
 
 def _count(images: int | None) -> str:

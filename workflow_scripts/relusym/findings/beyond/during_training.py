@@ -20,8 +20,9 @@ from relusym.findings.selection import beyond
 SHOWN = {"barrier": "GCNN barrier", "invariance_error": "Invariance error", "accuracy": "Accuracy"}
 ERRORS = {"first": "Equivariance error, first layer", "last": "… last layer"}
 LAYOUT = Layout("During training: when a net becomes a GCNN", {"epoch": "Epoch", **SHOWN, **ERRORS})
-TABLE = Table(__name__, LAYOUT, **beyond("during_training", order=4))
-FIGURE = Figure(__name__, name="during_training_figure", csvs=(".csv",), **beyond("during_training", order=4))
+DECLARED = beyond("during_training", order=4, invariance=True)
+TABLE = Table(__name__, LAYOUT, **DECLARED)
+FIGURE = Figure(__name__, name="during_training_figure", csvs=(".csv",), **DECLARED)
 
 
 def by_epoch(records: Sequence[Record]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
 from relusym.findings.evidence import is_higher, paired
-from relusym.findings.frames import summary, tidy
+from relusym.findings.frames import summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import label_rows, legend_above, lines, panels_of
 from relusym.findings.selection import beyond
@@ -28,8 +28,9 @@ MEASURED = {
     "error_exact": "… of the exact GCNN",
 }
 LAYOUT = Layout("Exact GCNNs made of trained nets: accuracies", {**ACCURACIES, **MEASURED})
-TABLE = Table(__name__, LAYOUT, **beyond("exact_gcnn", order=1))
-FIGURE = Figure(__name__, name="exact_gcnn_figure", csvs=(".csv",), **beyond("exact_gcnn", order=1))
+DECLARED = beyond("exact_gcnn", order=1, invariance=True)
+TABLE = Table(__name__, LAYOUT, **DECLARED)
+FIGURE = Figure(__name__, name="exact_gcnn_figure", csvs=(".csv",), **DECLARED)
 # comparisons: heading → the accuracies that are subtracted
 COMPARED = {
     "exact GCNN − net": ("exact", "net"),
@@ -50,7 +51,7 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
             row = record["accuracy"] | row | {"error_net": error["net"], "error_exact": error["exact"]}
             row |= {"free": parameters["exact"] / parameters["net"], "fixed": layers["fixed"] / layers.sum()}
         rows.append(row)
-    return tidy(rows).reindex(columns=["model", "seed", "ok", *ACCURACIES, *MEASURED])
+    return pd.DataFrame(rows).reindex(columns=["model", "seed", "ok", *ACCURACIES, *MEASURED])
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:

@@ -26,8 +26,9 @@ LAYOUT = Layout(
     "Other symmetries: barriers of nets with their transformed selves",
     {"symmetry": "Symmetry", "data": "Data", **QUANTITIES},
 )
-TABLE = Table(__name__, LAYOUT, **beyond("symmetries", order=2))
-FIGURE = Figure(__name__, name="symmetries_figure", csvs=(".csv",), **beyond("symmetries", order=2))
+DECLARED = beyond("symmetries", order=2, invariance=True)
+TABLE = Table(__name__, LAYOUT, **DECLARED)
+FIGURE = Figure(__name__, name="symmetries_figure", csvs=(".csv",), **DECLARED)
 KEY = ["model", "symmetry"]
 
 

@@ -68,7 +68,8 @@ def select(settings: Settings) -> Selection:
     papers = [model for model in vgg11s if model in paper_values.vgg11s()]
     models = [*(papers or vgg11s), *rows.values()]
     zero_filter = settings.sections.filters.zero_filter
-    return {"models": models, "rows": rows, "zero_filter": zero_filter, "notes": net_notes(settings, models)}
+    notes = net_notes(settings, models, invariance=True)
+    return {"models": models, "rows": rows, "zero_filter": zero_filter, "notes": notes}
 
 
 TABLE = Table(__name__, LAYOUT, reads=(*MERGES, "filters"), select=select, section=COMPARISON, order=1)

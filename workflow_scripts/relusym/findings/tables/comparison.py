@@ -244,6 +244,7 @@ def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
         return [(value, {(model, seed)}) for seed, value in zip(nets["seed"], nets[quantity], strict=True)]
 
     two, five = paper_values.table(2).set_index("model"), paper_values.table(5).set_index("method")
+    two.columns = two.columns.str.removesuffix("_mean")
     if "table4" in tables:
         pairs, four = frames.pairs(_of_table(inputs, "table4", tables["table4"])), paper_values.table(4)
         of_a_type = four.query("model_1 == model_2").set_index("model_1")["barrier_mean"]
@@ -254,19 +255,18 @@ def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
                 if ok and model_1 == model_2 == model
             ]
             flip = flips("table2", model, "gcnn_barrier")
-            expected = two.loc[model, "gcnn_barrier_mean"] / paper
+            expected = two.loc[model, "gcnn_barrier"] / paper
             add(4, names.get(model, model), "GCNN Barrier / Barrier of two", flip, both, expected)
-    papers = {"table2": (2, LOSS, two, "_mean"), "table5": (5, RESNET_LOSS, five, "")}
-    for table, (paper_number, loss, paper, ending) in papers.items():
+    for table, loss, paper in (("table2", LOSS, two), ("table5", RESNET_LOSS, five)):
         models = tables.get(table, {}).get("models", {})
         is_by_row = isinstance(models, dict)
         ours = {models[model]["paper"] if is_by_row else model: model for model in models}  # by paper's row
         for top, bottom in (pair for pair in loss if {*pair} <= {*ours}):
             row = " / ".join(names.get(ours[model], ours[model]) for model in (top, bottom))
             for quantity, heading in QUANTITIES.items():
-                expected = paper.loc[top, quantity + ending] / paper.loc[bottom, quantity + ending]
+                expected = paper.loc[top, quantity] / paper.loc[bottom, quantity]
                 parts = (flips(table, ours[model], quantity) for model in (top, bottom))
-                add(paper_number, row, heading, *parts, expected)
+                add(declared()[table].paper, row, heading, *parts, expected)
     return pd.DataFrame(rows, columns=[*columns, "verdict", "reason"])
 
 

@@ -36,7 +36,7 @@ def select(settings: Settings) -> Selection:
         for name, finding in declared().items()
         if finding.exists(settings) and finding.reads and finding.section not in (TABLE.section, BEYOND)
     }
-    return {"made": made, "notes": vgg11s(settings)["notes"]}
+    return {"made": made, "notes": vgg11s(settings, merged=False)["notes"]}
 
 
 def select_beyond(settings: Settings) -> Selection:

@@ -30,7 +30,7 @@ def select(settings: Settings, models: list[str]) -> Selection:
     """Models by id: name, image_size, flags, and `paper`, its row of Table 5 or None; `absent`: id → why; notes."""
     absent = {model: reason for model, reason in settings.absent.items() if model in models}
     shown = {model: settings.shown(model) for model in models}
-    return {"models": shown, "absent": absent, "notes": net_notes(settings, models)}
+    return {"models": shown, "absent": absent, "notes": net_notes(settings, models, invariance=True)}
 
 
 def _table(paper: int, models_of: Callable[[Settings], list[str]]) -> Table:

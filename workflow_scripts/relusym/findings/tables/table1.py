@@ -19,7 +19,7 @@ LAYOUT = Layout(
 def select(settings: Settings) -> Selection:
     """Models (ids, in order), their descriptions by id, and notes."""
     descriptions = {model: settings.models[model].entry.description for model in settings.table("table2")}
-    return {**vgg11s(settings), "descriptions": descriptions}
+    return {**vgg11s(settings, merged=False), "descriptions": descriptions}
 
 
 TABLE = Table(__name__, LAYOUT, reads=("train",), select=select, paper=1)
