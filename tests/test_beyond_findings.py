@@ -153,6 +153,15 @@ def test_every_claim_holds_on_data_with_its_effect_and_none_on_data_with_the_opp
     assert frame["question"].nunique() == 7 and frame["claim"].is_unique
 
 
+def test_a_type_trained_for_fewer_epochs_is_compared_with_its_own_end():
+    records = everything()
+    for record in records["during_training"][:4]:
+        record["epochs"][-1]["epoch"] = 5
+    claims = beyond_claims.frame(records, SELECTION).set_index("claim")
+    claim = "the GCNN barrier is lower at the end of training than after the first epoch"
+    assert claims.loc[[f"CNN: {claim}", f"CNN + inv-loss: {claim}"], "verdict"].eq(HELD).all()
+
+
 def test_docs_state_the_number_of_claims():
     text = (ROOT / "docs/beyond.md").read_text(encoding="utf-8")
     selections = [SELECTION | {"later": later} for later in ([], ["universe"])]

@@ -56,7 +56,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
 
 
 def _on_matchings(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    merges = ok(matchings.by_merge({kind: inputs[kind] for kind in ("flip_merge", "pair_merge")}))
+    merges = ok(matchings.by_merge(inputs))
     flips = merges[merges["model_2"] == ""].pivot_table("barrier", ["model_1", "seed"], "matching")
     flips = flips.reindex(columns=["activation", FROM_IDENTITY, "involution"])
 
@@ -141,11 +141,9 @@ def _on_curves(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
 
 def _on_training(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
     by_layer = during_training.by_epoch(inputs["during_training"])
-    nets = by_layer.drop_duplicates(["model", "seed", "epoch"])
-    by_epoch = nets.pivot_table("barrier", ["model", "seed"], "epoch")
-    ends = by_epoch.reindex(columns=[1, by_epoch.columns.max()]).set_axis(["early", "last"], axis=1)
-    ends = ends.assign(less=ends["early"] - ends["last"]).reset_index()
-    early, less = by_model(ends, "early"), by_model(ends, "less")
+    nets = by_layer.drop_duplicates(["model", "seed", "epoch"]).set_index(["model", "seed"])
+    early, last = nets.loc[nets["epoch"] == 1, "barrier"], nets.groupby(level=[0, 1])["barrier"].last()
+    early, less = (by_model(each.reset_index(), "barrier") for each in (early, early - last))
     for model in TYPES[:2]:
         claim = f"{name(model)}: the GCNN barrier is lower at the end of training than after the first epoch"
         yield claim, paired(less.get(model, []))
