@@ -156,6 +156,12 @@ def test_notes_on_several_measurements_dont_say_how_each_merges(laptop, name):
     assert notes and not [line for line in notes if line.startswith("Merging")]
 
 
+def test_a_table_without_rows_waits_for_no_nets(laptop):
+    results = Results(settings_of(scale="laptop", pairs=[], beyond={"matchings": None, "curves": None}))
+    keys = selection.keys(results, "table4")
+    assert keys == {"train": [], "pair_merge": []} and len(selection.keys(laptop, "table4")["train"]) == 48
+
+
 def test_pairs_of_a_type_are_the_merged_pairs_among_the_seeds(laptop):
     pairs = [job.nets for job in jobs(laptop, "curves").values() if len(job.nets) == 2]
     neighbours = [(i, (i + 1) % 12) for i in range(12) if {i, (i + 1) % 12} <= SEEDS]

@@ -135,13 +135,13 @@ def _named_filters(path: str) -> Filters:
 
 def chosen(inputs: Inputs, selection: Selection) -> Inputs:
     """Those `inputs` whose nets are all of the selected `models` or `pairs`; all of them if there is neither."""
-    models = {*types_in(selection)}
-    if not models:
+    models = types_in(selection)
+    if models is None:
         return inputs
 
     def is_wanted(record: Record | Filters) -> bool:
         types = [record.model] if isinstance(record, Filters) else [model for model, _ in nets_of(record)]
-        return models.issuperset(types)
+        return {*types} <= {*models}
 
     return {kind: list(filter(is_wanted, several)) for kind, several in inputs.items()}
 

@@ -74,8 +74,9 @@ def keys(results: Results, name: str) -> dict[str, list[str]]:
 
 
 def of_types(results: Results, kind: str, selection: Selection) -> list[str]:
-    """Jobs on the selected types; on all those in the paper's tables if none is selected."""
-    return results.shown(kind, types_in(selection) or reproduced(results.settings))
+    """Jobs on the selected types; on all those in the paper's tables if the selection isn't of types."""
+    types = types_in(selection)
+    return results.shown(kind, reproduced(results.settings) if types is None else types)
 
 
 def of_all_types(results: Results, kind: str, selection: Selection) -> list[str]:
@@ -104,8 +105,10 @@ def reproduced(settings: Settings) -> list[str]:
     return [model.id for model in settings.models.values() if model.is_in_paper]
 
 
-def types_in(selection: Selection) -> list[str]:
-    """All types that a selection names, including those in pairs."""
+def types_in(selection: Selection) -> list[str] | None:
+    """All types that a selection names, including those in pairs; None if it isn't of types."""
+    if not {"model", "models", "pairs"} & selection.keys():
+        return None
     models = [selection["model"]] if "model" in selection else selection.get("models", [])
     return list(dict.fromkeys(chain(models, *selection.get("pairs", []))))
 

@@ -32,7 +32,7 @@ LAYOUT = Layout(
 def select(settings: Settings) -> Selection:
     """`made`: each table and figure → ids of the types whose records are in it (None: all records); notes."""
     made = {
-        name: types_in(finding.select(settings)) or None
+        name: types_in(finding.select(settings))
         for name, finding in declared().items()
         if finding.exists(settings) and finding.reads and finding.section not in (TABLE.section, BEYOND)
     }
@@ -72,7 +72,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
         finding = declared()[name]
         # arrays of filters are the other output of a flip merge
         kinds = dict.fromkeys("flip_merge" if kind == "filters" else kind for kind in finding.reads)
-        of_models = chosen(inputs, {"models": models or []})
+        of_models = chosen(inputs, {} if models is None else {"models": models})
         records = chain(*(of_models.get(kind, []) for kind in kinds))
         rows += [{"made": finding.label} | _described(record, sources) for record in records]
     described = pd.DataFrame(rows, columns=[*origin, "left_out", "settings", "hours"])
