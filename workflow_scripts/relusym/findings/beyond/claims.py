@@ -142,7 +142,7 @@ def _on_curves(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
 def _on_training(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
     by_layer = during_training.by_epoch(inputs["during_training"])
     nets = by_layer.drop_duplicates(["model", "seed", "epoch"]).set_index(["model", "seed"])
-    early, last = nets.loc[nets["epoch"] == 1, "barrier"], nets.groupby(level=[0, 1])["barrier"].last()
+    early, last = nets.loc[nets["epoch"] == 1, "barrier"], nets.groupby(level=[0, 1])["barrier"].tail(1)
     early, less = (by_model(each.reset_index(), "barrier") for each in (early, early - last))
     for model in TYPES[:2]:
         claim = f"{name(model)}: the GCNN barrier is lower at the end of training than after the first epoch"
