@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from relusym import cifar10
@@ -155,7 +155,7 @@ def open_image(path: str | Path, modes: Counter[str] | None = None) -> Image.Ima
             if modes is not None and image.mode != "RGB":
                 modes[image.mode] += 1
             return image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"image {path} can't be read ({error}): replace or remove it") from error
 
 
