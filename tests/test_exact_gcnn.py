@@ -471,6 +471,14 @@ def build():
 
 def bare():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+
+class Auxiliary(nn.Sequential):
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, x) if self.training else {"logits": logits}
+
+def auxiliary():
+    return Auxiliary(*bare())
 """
 LOADED = """
 import sys
@@ -536,6 +544,12 @@ def test_an_exact_gcnn_is_tuned_written_and_loaded_without_relusym(capsys, folde
     assert python(LOADED, tmp_path / "x.pt", out, folder, folder=tmp_path).startswith("the same\n")
 
 
+def test_a_net_that_returns_more_than_logits_is_tuned(capsys, folder, tmp_path):
+    tuning = "--train-images", folder / "train.safetensors", "--fine-tune", 3
+    code, printed, errors = run(capsys, folder, *tuning, "--out", tmp_path, "--json", net="auxiliary")
+    assert (code, errors) == (0, []) and json.loads(printed)["fine_tuning"]["history"][2]["accuracy"] > 0.4
+
+
 TRAIN = "--train-images {}/train.safetensors"
 
 
@@ -545,6 +559,7 @@ TRAIN = "--train-images {}/train.safetensors"
     ("--fine-tune 1 --train-images nowhere", "images: there is no nowhere"),
     (f"--fine-tune 9 --learning-rate 900 {TRAIN}", "diverges at a learning rate"),
     (f"--fine-tune 1 --learning-rate -1 {TRAIN}", "--learning-rate: -1"),
+    (f"--fine-tune {10**8} {TRAIN}", f"--fine-tune: {10**8} given"),
 ])  # fmt: skip
 def test_an_error_is_one_line_and_nothing_is_written(capsys, folder, tmp_path, arguments, line):
     typed = arguments.format(folder).split()

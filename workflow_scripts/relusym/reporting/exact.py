@@ -22,7 +22,7 @@ from relusym.data.batches import ImagesOnDevice
 from relusym.errors import UserError, first_line
 from relusym.evaluation.images import AnyImages, as_images, device_of
 from relusym.evaluation.invariance import Averaged, invariance_error
-from relusym.evaluation.logits import check_net
+from relusym.evaluation.logits import check_net, logits_of
 from relusym.evaluation.metrics import check_metrics, evaluate
 from relusym.merging.aligned import align
 from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, representations
@@ -256,6 +256,7 @@ def _fine_tuned(
     tied: TiedNet, batches: ImagesOnDevice, recipe: Recipe, symmetry: Symmetry, progress: Progress
 ) -> dict[str, Any]:
     """Train the net further, in place; returns the settings, and loss and accuracy by epoch."""
+    hook = tied.register_forward_hook(lambda net, inputs, output: logits_of(output))
     done = train(
         tied,
         batches,
@@ -264,6 +265,7 @@ def _fine_tuned(
         symmetry=symmetry,
         report=lambda now: progress("fine-tuning", now.epoch / now.epochs),
     )
+    hook.remove()
     if done.diverged:
         raise UserError(
             f"the fine-tuning diverges at a learning rate of {recipe.learning_rate:g}: give a smaller --learning-rate"
