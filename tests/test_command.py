@@ -365,16 +365,18 @@ def test_a_nets_file_imports_what_lies_beside_it_and_libraries_dont(tmp_path, mo
         for name in ("json", "torch", "library"):
             (tmp_path / folder / f"{name}.py").write_text(f"channels = {channels}")
     (tmp_path / "library" / "late.py").unlink()
-    for folder, channels in (("a", 4), ("b", 5), ("a", 4)):
-        net, _ = build(f"{tmp_path / folder / 'net.py'}:Net", None, 0)
-        x = torch.randn(2, 3, 8, 8)
-        expected = channels * nn.functional.conv2d(x, net.weight, net.bias)
-        assert len(net.weight) == channels and torch.allclose(net(x), expected, atol=1e-5)
+    spec = f"{tmp_path / 'a' / 'net.py'}:Net"
+    net, _ = build(spec, None, 0)
+    x = torch.randn(2, 3, 8, 8)
+    expected = 4 * nn.functional.conv2d(x, net.weight, net.bias)
+    assert len(net.weight) == 4 and torch.allclose(net(x), expected, atol=1e-5)
     assert importlib.import_module("library").channels == 1
-    monkeypatch.delitem(sys.modules, "library")
+    for name in ("layers", "late", "library", "net"):
+        del sys.modules[name]
     (tmp_path / "b" / "metric.py").write_text("def fn(logits, labels):\n    return labels")
     line = "b/metric.py:fn: json lies beside it and in .*/a, and only one can be imported: rename one, or put"
-    refused(lambda: load_metric(f"{tmp_path}/b/metric.py:fn"), match=line)
+    refused(lambda: load_metric(f"{tmp_path}/b/metric.py:fn", spec), match=line)
+    assert load_metric(f"{tmp_path}/b/metric.py:fn", f"{tmp_path}/b/net.py:Net")[0] == "fn"
 
 
 SHARED = """
@@ -680,7 +682,7 @@ def net():
 def lying(path):
     """An .npz whose header claims a far larger array than the file has."""
     with zipfile.ZipFile(path, "w") as archive, archive.open("images.npy", "w") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (10**7, 32, 32, 3)}
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**12, 32, 32, 3)}
         np.lib.format.write_array_header_1_0(file, header)
         file.write(bytes(100))
 
@@ -692,8 +694,9 @@ def cut(path):
 
 @pytest.mark.parametrize("name, write, line", [
     ("cut.npz", cut, "truncated"), ("text.npz", lambda path: Path(path).write_text("images"), "text.npz"),
-    ("lying.npz", lying, "declares 30,720,000,000 bytes"),
+    ("lying.npz", lying, "doesn't fit into memory (Unable to allocate 2.73 PiB"),
     ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
+    ("open.npy", lambda path: Path(path).write_bytes(b"\x93NUMPY\1\0\2\0(\n"), "truncated"),
     ("list.pt", lambda path: torch.save([torch.zeros(2)] * 3, path), "holds list"),
     ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
     ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "numbers are needed"),
@@ -721,6 +724,15 @@ def test_other_files_of_weights_are_refused_in_one_line(bright, weights, line):
         weights = {key: torch.full(SIZES[key], fill, dtype=kind) for key, kind in weights.items()}
     torch.save(weights, "weights.pt")
     refusal(*bright("--images", "images", "--weights", "weights.pt"), line)
+
+
+def test_weights_of_a_net_whose_state_isnt_all_tensors_are_refused(bright):
+    code = "class Extra(nn.Sequential):\n    def get_extra_state(self):\n        return {'epoch': 3}\n"
+    Path("extra.py").write_text(BRIGHT + code + "    def set_extra_state(self, state):\n        pass\n"
+                                "def extra():\n    return Extra(*net())\n")  # fmt: skip
+    torch.save(build("extra.py:extra", None, 0)[0].state_dict(), "extra.pt")
+    on = "--images", "images", "--weights", "extra.pt"
+    refusal(*bright(*on, net="extra.py:extra"), "_extra_state, which isn't a tensor", "give the net without")
 
 
 def test_input_files_are_never_overwritten(bright, capsys):
@@ -767,6 +779,8 @@ def test_files_of_an_older_report_are_removed_by_a_new_one(bright):
     assert bright(*on, "--weights", *weights, "x-0.pt")[1]["nets"] == ["x-0", "x-1", "x-0-2"]
     left = {path.name for path in Path("out").iterdir()}
     assert "barriers.csv" in left and not left & {"halfway.safetensors", "convs.csv"}
+    Path("x-0.pt").rename("nets.csv.pt")
+    assert bright(*on, "--weights", "nets.csv.pt", weights[0])[1]["nets"] == ["nets.csv-0", "x-1"]
     assert bright(*on)[0] == 0 and not Path("out/barriers.csv").exists()
 
 
@@ -1151,6 +1165,8 @@ def broken(folder):
     save_file(vgg11().state_dict(), folder / "vgg11.safetensors")
     (folder / "damaged").mkdir(exist_ok=True)
     (folder / "damaged" / "x.jpg").write_bytes(b"no image")
+    (folder / "header").mkdir(exist_ok=True)
+    (folder / "header" / "x.ppm").write_bytes(b"P6 4 x 255 ")
     (folder / "empty").mkdir(exist_ok=True)
 
 
@@ -1177,6 +1193,7 @@ REFUSED = {
     "no images": ((NET,), {"images": "empty"}, "holds no images"),
     "nowhere": ((NET,), {"images": "nowhere"}, "there is no"),
     "no image": ((NET,), {"images": "damaged"}, "x.jpg can't be read"),
+    "no size": ((NET,), {"images": "header"}, "x.ppm can't be read"),
     "no classes": ((NET, "--labels", "folder"), {"images": "flat"}, "one folder per class"),
     "splits": ((NET, "--labels", "folder"), {"images": "splits"},
      "are splits, Train and val, not classes; give one of them, such as "),

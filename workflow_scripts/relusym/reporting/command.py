@@ -156,9 +156,9 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
     command.add_argument("--json", action="store_true", help=json_alone)
 
 
-def _count(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+def _count(least: int) -> Callable[[str], int]:
     def count(text: str) -> int:
-        value = int(text)
+        value, most = int(text), 2**63 - 1
         if not least <= value <= most:
             allowed = f"at least {least}" if value < least else f"at most {most}"
             raise argparse.ArgumentTypeError(f"{value} given; allowed is {allowed}")
@@ -303,7 +303,7 @@ def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Input
     from relusym.merging.merge import METRICS
     from relusym.reporting import image_files, net_files
 
-    metrics = METRICS | (dict([net_files.load_metric(options.metric)]) if options.metric else {})
+    metrics = METRICS | (dict([net_files.load_metric(options.metric, options.net)]) if options.metric else {})
     mean, std = options.mean or (preset and preset.mean), options.std or (preset and preset.std)
     if mean is None or std is None:
         hint = f"; many nets for CIFAR10 have {CIFAR10S}" if recognised(Path(options.images)) else ""
@@ -390,7 +390,7 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
     stems = [Path(weights or "").stem for weights in options.weights]
     # a folder for each, numbered if two have the same name; if that isn't enough, all are numbered
     names = [f"{n}-{i}" if stems.count(n) > 1 or not n else n for i, n in enumerate(stems)]
-    if len({*names, "report.html"}) <= len(names):
+    if len({*names, *FILES}) < len(names) + len(FILES):
         names = [f"{n}-{i}" for i, n in enumerate(stems)]
     out = Path(options.out)
     folders = [out / name for name in names] if several else [out]
@@ -525,7 +525,9 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
         raise UserError(f"--train-labels: labels up to {highest}, but the net has {on.outputs} classes")
     names = ("batch_size", "learning_rate", "crop_padding")
     values = {"epochs": options.fine_tune} | {key: getattr(options, key) for key in names}
-    recipe = Recipe.read(values, lambda *key: "--" + ".".join(map(str, key)).replace("_", "-"))
+    recipe = Recipe.read(
+        values, lambda key: "--fine-tune" if key == "epochs" else f"--{key.replace('_', '-')}"
+    )
     device = next(on.nets[0].parameters()).device
     batches = ImagesOnDevice(
         *(pictures.pixels.to(device), pictures.labels.to(device), on.outputs),

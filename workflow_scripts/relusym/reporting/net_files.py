@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from http.client import HTTPException
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +19,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from relusym import checkpoint
@@ -61,7 +61,6 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
     if not spec.rpartition(":")[0] or not spec.rpartition(":")[2]:
         raise UserError(f"net {spec!r} given; allowed is {NAMED}")
     preset = None
-    _forget_neighbours(but=str(Path(spec.rpartition(":")[0]).resolve().parent))
     if package in PACKAGES:
         torch.manual_seed(seed)
         net, preset = PACKAGES[package](name, weights)
@@ -155,7 +154,7 @@ def load_object(spec: str, what: str) -> Any:
         if where.endswith(".py"):
             if not Path(where).is_file():
                 raise UserError(f"{what} {spec}: there is no file {where}")
-            with _neighbours_first(Path(where), f"{what} {spec}"):
+            with _neighbours_first(Path(where)):
                 loading = importlib.util.spec_from_file_location(Path(where).stem, Path(where).resolve())
                 module = importlib.util.module_from_spec(loading)
                 sys.modules.setdefault(loading.name, module)  # dataclasses look their module up
@@ -183,64 +182,24 @@ def load_object(spec: str, what: str) -> Any:
     return module
 
 
-class _Neighbours:
-    """An importer of what lies in the folders of a net's file and its metric's. It is asked last, so that no file there
-    takes the place of a module that a library imports later."""
-
-    folders: list[str] = []
-
-    @classmethod
-    def find_spec(cls, name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
-        return PathFinder.find_spec(name, cls.folders) if path is None else None
-
-
 @contextmanager
-def _neighbours_first(file: Path, what: str) -> Iterator[None]:
-    """Let a file import what lies beside it, as a script may, and later its net when it runs. UserError if a net's
-    folder and its metric's have modules of the same name."""
+def _neighbours_first(file: Path) -> Iterator[None]:
+    """Let a file import what lies beside it, as a script may. Afterwards its folder comes last, so that what its net
+    imports later is found, but takes no library's place."""
     folder = str(file.resolve().parent)
-    for other in _Neighbours.folders:
-        if folder != other and (both := _importable(folder) & _importable(other) - {file.stem}):
-            raise UserError(
-                f"{what}: {min(both)} lies beside it and in {other}, and only one can be imported: rename one, or "
-                "put both files into one folder"
-            )
-    if folder not in (*sys.path, *_Neighbours.folders):
-        _Neighbours.folders.append(folder)
-    if _Neighbours not in sys.meta_path:
-        sys.meta_path.append(_Neighbours)
     sys.path.insert(0, folder)
     try:
         yield
     finally:
         sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
-def _importable(folder: str) -> set[str]:
-    """The names of the modules and packages in a folder."""
-    paths = (path for path in Path(folder).iterdir() if path.suffix == ".py" or any(path.glob("*.py")))
-    return {path.stem for path in paths} - {"__init__", "__main__"}
-
-
-def _forget_neighbours(but: str) -> None:
-    """Forget what earlier nets' files imported from their folders, whose names the next net's may have, too."""
-    gone = {*_Neighbours.folders} - {but}
-    _Neighbours.folders[:] = {*_Neighbours.folders} - gone
-    imported = {name for name, module in [*sys.modules.items()] if _folder_of(module) in gone}
-    for name in [*sys.modules]:
-        if name.partition(".")[0] in imported:
-            del sys.modules[name]
-
-
-def _folder_of(module: ModuleType) -> str:
-    """The folder in which a module or package was found."""
-    found = getattr(module, "__spec__", None)
-    places = found and (found.submodule_search_locations or [found.origin])
-    return str(Path(next(iter(places)) or "").parent) if places else ""
-
-
-def load_metric(spec: str) -> tuple[str, Metric]:
-    """A metric `file.py:fn` or `module:fn`, logits and labels → one number per image, and its name."""
+def load_metric(spec: str, net: str) -> tuple[str, Metric]:
+    """A metric `file.py:fn` or `module:fn`, logits and labels → one number per image, and its name; `net`: the name of
+    the net that it measures. UserError if there is no such metric, or if modules of one name lie beside its file and
+    the net's."""
     if ":" not in spec:
         raise UserError(
             f"metric {spec!r} given; allowed is file.py:fn or module:fn, fn(logits, labels) → (B,)"
@@ -248,6 +207,13 @@ def load_metric(spec: str) -> tuple[str, Metric]:
     name = spec.rpartition(":")[2]
     if name in MEASURED:
         raise UserError(f"metric {spec}: {name} is always measured; give yours another name")
+    file, other = (Path(named.rpartition(":")[0]).resolve() for named in (spec, net))
+    apart = file.suffix == other.suffix == ".py" and file.parent != other.parent
+    if apart and (both := _modules(file.parent) - {file.stem} & _modules(other.parent)):
+        raise UserError(
+            f"metric {spec}: {min(both)} lies beside it and in {other.parent}, and only one can be imported: rename "
+            "one, or put both files into one folder"
+        )
     with _settings_kept():
         metric = load_object(spec, "metric")
     if not callable(metric) and not isinstance(metric, Metric):
@@ -255,6 +221,12 @@ def load_metric(spec: str) -> tuple[str, Metric]:
             f"metric {spec} is {type(metric).__name__}; a function of logits and labels is needed"
         )
     return name, metric if isinstance(metric, Metric) else Metric(metric)
+
+
+def _modules(folder: Path) -> set[str]:
+    """The names of the modules and packages in a folder."""
+    paths = *folder.glob("*.py"), *(path.parent for path in folder.glob("*/*.py"))
+    return {path.stem for path in paths} - {"__init__", "__main__"}
 
 
 def _package(name: str) -> ModuleType:
@@ -368,8 +340,7 @@ def preset_of_processor(how: Mapping[str, Any]) -> Preset | None:
         if (share := how.get("crop_pct")) and "shortest_edge" in to and resize < WHOLE:  # ConvNeXt's
             resize, crop = int(resize / share), resize
         squash = "height" in to or (share is not None and resize >= WHOLE)
-        filters = importlib.import_module("PIL.Image").Resampling
-        size = Sizing(resize, crop or resize, filters(how.get("resample", 2)).name.lower(), squash)
+        size = Sizing(resize, crop or resize, Image.Resampling(how.get("resample", 2)).name.lower(), squash)
     return Preset(*normal, size)
 
 
@@ -388,10 +359,10 @@ def _is_name(where: str, weights: str) -> bool:
     return where == "torchvision" and named and not path.exists()
 
 
-def card_of(weights: str | None) -> dict[str, Any] | None:
+def card_of(weights: str) -> dict[str, Any] | None:
     """The card in the header of a file of weights; None if this package didn't write it."""
     try:
-        about = checkpoint.load_arrays(weights or "", [])[1]
+        about = checkpoint.load_arrays(weights, [])[1]
     except UserError:
         return None
     written = "relusym" in about and "which" in about and isinstance(about.get("of", []), list)
@@ -410,6 +381,11 @@ def load_weights(net: nn.Module, path: str) -> None:
     if not Path(file).is_file():
         raise UserError(f"weights: there is no file {file}")
     expected, parameters = net.state_dict(), dict(net.named_parameters(remove_duplicate=False))
+    if odd := [key for key, value in expected.items() if not isinstance(value, Tensor)]:
+        raise UserError(
+            f"net {type(net).__name__}: its state dict has {odd[0]}, which isn't a tensor (of a quantised layer, or of "
+            "get_extra_state) and can't be averaged: give the net without"
+        )
     # a running average of weights may have the parameters alone
     needed = {key: expected[key] for key in expected if key in parameters} or expected
     sets = _sets(read_tensors(Path(file)), needed)
