@@ -41,6 +41,9 @@ LAYERS = {
     "max pool function by name": lambda: Applied(
         lambda x: nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)),
     "average pool function": lambda: Applied(lambda x: nn.functional.avg_pool2d(x, 3, padding=1, stride=2)),
+    "max pool, each number in a tuple": lambda: nn.MaxPool2d((3,), (2,), (1,)),
+    "average pool function, each number in a tuple": lambda: Applied(
+        lambda x: nn.functional.avg_pool2d(x, (2,), stride=(2,))),
     "max pool ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True), "average pool": lambda: nn.AvgPool2d(2),
     "power average pool": lambda: nn.LPPool2d(2, 3, 2), "power average pool, no stride": lambda: nn.LPPool2d(2, 2),
     "power average function": lambda: Applied(lambda x: nn.functional.lp_pool2d(x, 2, 2, ceil_mode=True)),

@@ -124,7 +124,7 @@ class PixelRelations:
     def meet(self, first: Tensor, sizes: Any, second: Tensor, others: Any, where: Hashable) -> Tensor:
         return self.join(first, second, where)
 
-    def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
+    def nest(self, ids: Tensor, dims: list[int], where: Hashable) -> Tensor:
         """The labels, of size 1 along `dims`, of what is computed from all entries along these dimensions."""
         labels = self.derive(rows_along(ids, dims).numpy(), False, where)
         return labels.reshape([1 if dim in dims else size for dim, size in enumerate(ids.shape)])

@@ -5,6 +5,7 @@ from the right, and so reads other pixels: where any are left over, a net can't 
 """
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -273,8 +274,9 @@ def _mirrored(node: fx.Node, axis: int) -> bool:
     return any(torch.equal(x[other.args[1]], image) for other in slices)
 
 
-def _along(value: int | tuple[int, int], axis: int) -> int:
-    return value[axis - 2] if isinstance(value, tuple | list) else value
+def _along(value: int | Sequence[int], axis: int) -> int:
+    """An option's value for an axis; a single one, also in a tuple or list, is for both."""
+    return value[(axis - 2) % len(value)] if isinstance(value, tuple | list) else value
 
 
 def _channels_last(key: Any) -> bool:
