@@ -102,6 +102,7 @@ def test_auto_precision_is_bfloat16_only_where_the_cpu_is_fast_in_it(monkeypatch
 def test_invariance_measures_on_hand_worked_logits():
     logits, moved = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [13.0, 0.0]])
     assert relative_invariance_error(logits, moved).tolist() == pytest.approx([2.0, 12 / 7])
+    assert relative_invariance_error(0 * logits, 0 * moved).sum() == 0  # as of a black image, without biases
     losses = {name: float(loss(logits, moved)) for name, loss in INVARIANCE_LOSSES.items()}
     assert losses == pytest.approx({"mean_norm": (5 + 12) / 2, "whole_batch": 13 / 2, "mean_square": 169 / 4})
 

@@ -34,9 +34,10 @@ class Ensemble(nn.Module):
 
 
 def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
-    """‖Φ(x) − Φ(τx)‖ / (½‖Φ(x)‖ + ½‖Φ(τx)‖) for each image; (B, classes) twice → (B,)."""
+    """‖Φ(x) − Φ(τx)‖ / (½‖Φ(x)‖ + ½‖Φ(τx)‖) for each image, 0 if all logits are 0; (B, classes) twice → (B,)."""
     norm = torch.linalg.vector_norm
-    return norm(logits - logits_moved, dim=1) / (0.5 * norm(logits, dim=1) + 0.5 * norm(logits_moved, dim=1))
+    size = 0.5 * norm(logits, dim=1) + 0.5 * norm(logits_moved, dim=1)
+    return norm(logits - logits_moved, dim=1) / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
 def moved(logits: Tensor, symmetry: Symmetry) -> Tensor:
