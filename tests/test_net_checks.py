@@ -65,6 +65,22 @@ class Body(nn.Module):
         return self.head(self.through(F.relu(self.conv(x)).mean((2, 3))))
 
 
+class Standardised(Body):
+    def forward(self, x):
+        return super().forward((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("batch_size", [60, 16])
+def test_an_image_whose_logits_arent_finite_is_named(batch_size):
+    pixels = PIXELS.clone()
+    pixels[40] = 128  # of one colour
+    images = Images(pixels, batch_size)
+    refused(
+        lambda: accuracy(Standardised(), images, LABELS), "logits of image 41 aren't finite", "one colour"
+    )
+    refused(lambda: flip_merge(Standardised(), images), "logits of image 41 aren't finite")
+
+
 class Counts(Body):
     def __init__(self):
         super().__init__()

@@ -102,6 +102,17 @@ def others_note(output: Any) -> list[str]:
     ]
 
 
+def check_finite(logits: Tensor, before: int = 0) -> None:
+    """UserError if logits (B, …) aren't finite; `before`: how many images came before these."""
+    wrong = ~logits.isfinite().flatten(1).all(1)
+    if wrong.any():
+        place = before + int(wrong.nonzero()[0]) + 1
+        raise UserError(
+            f"the net's logits of image {place} aren't finite: leave such images out, or mend the net (does it divide "
+            "by 0 for an image of one colour?)"
+        )
+
+
 @torch.no_grad()
 def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
     """Try a net on the first images, before any work. UserError if its weights are not finite, dense float32 on one

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from relusym.errors import UserError, theirs
 from relusym.evaluation.images import AnyImages, Images, ImageSource, as_images, device_of, whole_numbers
-from relusym.evaluation.logits import evaluating, logits_of
+from relusym.evaluation.logits import check_finite, evaluating, logits_of
 from relusym.precision import full_float32
 
 
@@ -72,8 +72,9 @@ class Scores:
 
     def add(self, logits: Tensor, brought: Tensor | None = None) -> Tensor:
         """Add a batch's logits, and its labels, if it has some; returns the labels that are used. UserError for more or
-        fewer labels than images, or a metric that isn't one number per image.
+        fewer labels than images, a metric that isn't one number per image, or logits that aren't finite.
         """
+        check_finite(logits, self.count)
         answers = logits.argmax(1)
         if self._labels is not None:
             labels = self._labels[self.count : self.count + len(logits)].to(logits.device)

@@ -10,7 +10,7 @@ from relusym.channels.traced import LIMIT, TracedNet
 from relusym.errors import UserError
 from relusym.evaluation.images import ImageSource, device_of, pieces
 from relusym.evaluation.invariance import moved
-from relusym.evaluation.logits import logits_of
+from relusym.evaluation.logits import check_finite, logits_of
 from relusym.pixels.grid import grid
 from relusym.pixels.transform import check_planted, transformed
 from relusym.symmetry import Symmetry
@@ -74,6 +74,7 @@ def check_transformed(
         height, width = x.shape[-2:]
         raise UserError(f"symmetry {symmetry.name}: images of {width}×{height} pixels have to be square")
     logits, others = answers(traced.module(), x), answers(traced.module(flipped), symmetry.act(x))
+    check_finite(logits)
     checks = {"flipped_net_on_flipped_images": largest_difference(moved(logits, symmetry), others)}
     back = flipped
     for _ in range(symmetry.order - 1):
