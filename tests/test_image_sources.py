@@ -56,8 +56,8 @@ def test_no_more_than_three_of_a_loaders_batches_are_held_at_once():
 
 def test_normalisation_scales_to_0_1_first():
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
-    x = normalisation((0.5, 0.1, 0.0), (0.5, 0.1, 2.0))(pixels)
-    assert torch.allclose(x.flatten(), torch.tensor([-1.0, 1.0, 0.5]))
+    x = normalisation((0.5, 0.1, 0.0), (0.5, 0.1, 1.0))(pixels)
+    assert torch.allclose(x.flatten(), torch.tensor([-1.0, 1.0, 1.0]))
     grey = normalisation([0.5], [0.5])(torch.full((2, 4, 4, 1), 255, dtype=torch.uint8))
     assert grey.shape == (2, 1, 4, 4) and (grey == 1).all()
 
@@ -79,6 +79,7 @@ def test_normalisation_is_never_assumed():
     refused(lambda: normalisation(0.5, 0.5), "one mean and one std")
     refused(lambda: normalisation([0.5] * 3, [0.5, 0.5, torch.inf]), "positive std")
     refused(lambda: normalisation([127.5] * 3, [127.5] * 3), "divide mean and std by 255")
+    refused(lambda: normalisation([0] * 3, [255] * 3), "divide mean and std by 255")
 
 
 @pytest.mark.parametrize("function, line", [
@@ -170,7 +171,7 @@ def test_batches_may_have_any_form_that_data_sets_return(batch):
     ([(X[:30], LABELS[:30]), X[30:]], "batch 2 has no labels"),
     ([X[:30], (X[30:], LABELS[30:])], "batch 2 has labels, unlike"),
     ([(X[:30], LABELS[:30]), (X[30:], LABELS[30:] + 1)], "labels up to 10"),
-    *(([(X, of)], "labels") for of in (LABELS / 2, LABELS - 1, torch.eye(10)[LABELS], "abc")),
+    *(([(X, of)], "labels") for of in (LABELS / 2, LABELS - 1, LABELS.half() + torch.inf, torch.eye(10)[LABELS], "abc")),
 ])  # fmt: skip
 def test_labels_are_whole_numbers_of_the_nets_classes_in_all_batches_or_none(batches, line):
     refused(lambda: flip_merge(conv_net(), batches), line)

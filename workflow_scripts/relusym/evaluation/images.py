@@ -29,15 +29,17 @@ LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) for a net that reads grey images"
 
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> Normalise:
     """The map from pixels to a net's input: scaled to 0…1, then by each channel's mean and std on that scale. UserError
-    for a standard deviation that isn't positive, more or fewer means than standard deviations, or means of grey levels
+    for a standard deviation that isn't positive, more or fewer means than standard deviations, or ones of grey levels
     0…255.
     """
     if np.ndim(mean) != 1 or np.shape(mean) != np.shape(std) or not len(mean):
         raise UserError(f"mean {mean} and std {std}: one mean and one std per channel are needed")
     if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(mean, std, strict=True)):
         raise UserError(f"mean {mean} and std {std}: a finite mean and a positive std per channel are needed")
-    if max(mean) > 1:
-        raise UserError(f"mean {mean}: images are scaled to 0…1 first: divide mean and std by 255")
+    if max(*mean, *std) > 1:
+        raise UserError(
+            f"mean {mean} and std {std}: images are scaled to 0…1 first: divide mean and std by 255"
+        )
     return partial(normalise, mean=[255 * value for value in mean], std=[255 * value for value in std])
 
 
@@ -334,8 +336,7 @@ def whole_numbers(labels: Any) -> Tensor:
         raise UserError(
             f"labels of type {labels.dtype} and shape {tuple(labels.shape)} given; allowed is int64 (N,)"
         )
-    if not labels.is_floating_point():  # few unsigned types can be compared
-        labels = labels.long()
+    labels = labels.double() if labels.is_floating_point() else labels.long()  # few types can be compared
     if (wrong := labels[(labels != labels.floor()) | (labels.abs() > 2**53) | (labels < 0)]).numel():
         raise UserError(f"labels: {wrong[0]:g} given; allowed are whole numbers from 0")
     return (labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels).long()
