@@ -67,7 +67,7 @@ class Body(nn.Module):
 
 class Standardised(Body):
     def forward(self, x):
-        return super().forward((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+        return super().forward((x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True))
 
 
 @pytest.mark.parametrize("batch_size", [60, 16])

@@ -271,10 +271,9 @@ def _brought(labels: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 of_pixels = partial(handler, on="pixels")
 UNKNOWN = "its effect on pixels is unknown"
-RESIZING = handlers.conv, handlers.spatial
 
 
-@of_pixels(*(key for key, known in REGISTERED.channels.items() if known in RESIZING))
+@of_pixels(*(key for key, known in REGISTERED.channels.items() if known in (handlers.conv, handlers.spatial)))
 def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     """A new map whose pixels are computed from neighbourhoods in the former one, or a single number from all pixels."""
     if isinstance(x, Weights) and len(x.shape) == 4:  # a table of positions

@@ -12,6 +12,7 @@ from relusym.channels.labels import Labels, move_entries
 from relusym.channels.traced import LIMIT, TracedNet, as_traced, kept_outputs
 from relusym.channels.tracing import describe, relative_difference
 from relusym.errors import UserError
+from relusym.evaluation.invariance import moved as moved_logits
 from relusym.evaluation.logits import logits_of
 from relusym.pixels.flow import PixelFlow, UnshiftedFlow
 from relusym.pixels.grid import ROLL, grid
@@ -99,7 +100,7 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
         return None
     if len(here) != len(x):  # pixels became images
         return None
-    difference = relative_difference(symmetry.act(here) if here.ndim == 4 else here, there)
+    difference = relative_difference(moved_logits(here, symmetry), there)
     if not difference < LIMIT:
         where = (
             f"; it shows first at {_first_difference(traced, nets[1], symmetry)}" if x is planted.x else ""
