@@ -92,21 +92,26 @@ def mixing():
     return f"{OTHER_IMAGES[min(read)]}: {REMEDY}" if read else None
 
 
+def refusal():
+    """Why a run is stopped before its first job; None if it isn't."""
+    return mixing() or unwritable() or unfit()
+
+
 @cache
-def tell_of_other_images():
-    """Print, once, that tables are made from records of other images, or, in a dry run, that the run would be refused."""
-    if line := mixing():
-        if not runs_jobs():  # a run ends with that line
-            print(f"notice: this run would be stopped before its first job: {line}", file=sys.stderr)
-        return
-    for line in OTHER_IMAGES.values():
-        tables = "tables are made from them all the same; to add records,"
-        print(f"notice: {line}: {tables} {REMEDY}", file=sys.stderr)
+def notices():
+    """Print, once, that tables are made from records of other images, or, in a dry run, that the run would be stopped."""
+    if not runs_jobs() and (line := refusal()):
+        print(f"notice: this run would be stopped before its first job: {line}", file=sys.stderr)
+    elif not mixing():  # a run that mixes images ends with that line
+        for line in OTHER_IMAGES.values():
+            tables = "tables are made from them all the same; to add records,"
+            print(f"notice: {line}: {tables} {REMEDY}", file=sys.stderr)
 
 
+if MAIN:
+    when_planned(notices)
 if OTHER_IMAGES:
-    when_planned(tell_of_other_images)
-    atexit.register(tell_of_other_images)  # if nothing is planned
+    atexit.register(notices)  # if nothing is planned
 
 
 RUN = []  # the rules of the jobs of this run
@@ -115,7 +120,7 @@ RUN = []  # the rules of the jobs of this run
 onstart:
     if jobs := jobs_to_run():
         RUN.extend(job.rule.name for job in jobs)
-        if line := mixing() or unwritable() or unfit():
+        if line := refusal():
             sys.exit(f"error: {line}")
         from relusym.jobs.job_lock import JobLock  # not needed by a dry run
 

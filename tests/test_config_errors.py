@@ -204,6 +204,8 @@ LINES = [  # where, changes, and how the line begins; a leading colon stands for
     # values that conflict with others
     ("run", {"pairs": [["cnn", "resnet"]]},
      ": [cnn, resnet] names 'resnet', which isn't trained; the types under `models` are cnn, cnn_noaug, "),
+    ("run", {"pairs": [["cnn", "cnn"], ["resnet", "cnn"]], "beyond.curves.pairs": [["cnn", "cnn"]]},
+     ": [resnet, cnn] names 'resnet', which isn't trained"),
     ("run", {"pairs": [["cnn", "gcnn"]] * 2}, ": [cnn, gcnn] is listed twice; list each pair once"),
     ("run", {"pairs": [["cnn", "gcnn"]], "models.gcnn.seeds": "1-9"},
      ": [cnn, gcnn] have different seeds: only one of them has 0, 3, 4, 5, 6 and 3 more"),

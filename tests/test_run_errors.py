@@ -145,6 +145,13 @@ def test_snakemake_ends_with_one_line_before_any_job(checkout, ends_with, spoil,
         ends_with(line, *arguments)
 
 
+def test_a_dry_run_says_above_its_list_of_jobs_that_the_run_would_be_stopped(checkout):
+    with images(checkout, 16):
+        dry = checkout.makes(DRY, "table1", *on_folder())
+    line = "notice: this run would be stopped before its first job: scales/tiny.yaml: models.cnn.image_size: mine has"
+    assert 0 <= dry.find(line) < dry.find("Planned: "), dry
+
+
 @pytest.mark.parametrize("folder", [".snakemake", "results", "results/tiny/logs", "results/tiny/figures"])
 def test_a_folder_that_cannot_be_written(checkout, ends_with, folder):
     path = checkout.folder / folder

@@ -59,7 +59,7 @@ Number = WrapValidator(_number)
 Count = Annotated[int, Field(ge=1, le=10_000_000), Number]
 Few = Annotated[int, Field(ge=0, le=1024), Number]
 Several = Annotated[int, Field(ge=1, le=1024), Number]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Number]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED), Number]
 Share = Annotated[float, Field(ge=0, le=1), Number]
 Positive = Annotated[float, Field(gt=0, le=1000), Number]
 NotNegative = Annotated[float, Field(ge=0, le=1000), Number]

@@ -32,7 +32,9 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())  # a full disk may show only here
-        part.chmod(0o666 & ~_umask())  # mkstemp gave its owner alone access
+        mask = os.umask(0)  # it can't be read without being set
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)  # mkstemp gave its owner alone access
         part.replace(path)
     except (ConnectionError, TimeoutError):  # from a download, not from the disk
         raise
@@ -70,12 +72,6 @@ def check_writable(path: str | Path) -> None:
         raise UserError(
             f"{path} can't be written ({where}{error.strerror}): free space or change the folder"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def open_file(path: str | Path) -> BinaryIO:

@@ -38,7 +38,8 @@ def check(settings: Settings) -> None:
     images = [partial(check_images, model=model, extent=its) for model, its in extents.items() if its]
     _check_all(settings, _check_names, _check_figure9, *images, _check_resize, _check_snapshots)
     beyond = [partial(_check_measurement, name=name, section=each) for name, each in settings.beyond.items()]
-    _check_all(settings, _check_pairs, *beyond, _check_seeds)
+    _check_all(settings, _check_pairs, _check_seeds)
+    _check_all(settings, *beyond)
 
 
 def _check_all(settings: Settings, *checks: Callable[[Settings], None]) -> None:
@@ -234,10 +235,12 @@ def _check_pairs(settings: Settings) -> None:
 
 def _needed_to_merge(model: Model) -> dict[str, Any]:
     """The settings in which two types have to agree to be merged, by key."""
-    network = {key: value for key, value in model.whole_network.items() if key not in NOT_IN_PLAIN_NETS}
-    shared = {"data.dataset": model.data.dataset, "data.normalisation": model.data.normalisation}
-    shared["image_size"] = model.image_size
-    return {f"network.{key}": value for key, value in network.items()} | shared
+    network = model.whole_network.items()
+    return {f"network.{key}": value for key, value in network if key not in NOT_IN_PLAIN_NETS} | {
+        "data.dataset": model.data.dataset,
+        "data.normalisation": model.data.normalisation,
+        "image_size": model.image_size,
+    }
 
 
 def _check_measurement(settings: Settings, name: str, section: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from relusym.record_types import (
     Shares,
     Similarity,
 )
-from relusym.schema import Text, remark
+from relusym.schema import Text, dotted, remark
 
 
 class Inputs(Fields):
@@ -265,8 +265,7 @@ def problem(record: Any) -> str | None:
             fields.model_validate(record)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        parts = map(str, first["loc"])
-        key = ".".join(part if part.isprintable() else repr(part) for part in parts)
+        key = dotted(*first["loc"])
         if first["type"] == "missing":
             return f"lacks the field '{key}'"
         value = repr(first["input"])
