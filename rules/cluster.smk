@@ -34,9 +34,11 @@ if MAIN:
         sys.exit(f"error: {error}")
 
 
-def images_of(job):
-    """The file of prepared images that a job reads, if any."""
-    return job.params.get("data") or job.params.get("job", {}).get("data")
+def images_read():
+    """The files of prepared images that the jobs of this run read."""
+    outputs = (file.removeprefix(RESULTS.prefix) for job in jobs_to_run() for file in job.output)
+    prepared = (RESULTS.jobs[key].prepared for key in map(RESULTS.key_of, outputs) if key)
+    return {RESULTS.prefix + file for file in prepared if file}
 
 
 def unwritable():
@@ -55,7 +57,7 @@ def unwritable():
 def unfit():
     """Why a run would fail with the images or the device that the config names; None if it wouldn't."""
     device, run = SETTINGS.run.device, jobs_to_run()
-    files = {str(file) for job in run for file in job.output} | {images_of(job) for job in run}
+    files = {str(file) for job in run for file in job.output} | images_read()
     try:
         for prepared in sorted({RESULTS.prefix + prepared for prepared in PREPARED} & files):
             for model in SETTINGS.readers(Path(prepared).stem):
@@ -88,7 +90,7 @@ def problems():
 
 def mixing():
     """Why a run would mix records of different images; None if it wouldn't."""
-    read = {images_of(job) for job in jobs_to_run()} & {*OTHER_IMAGES}
+    read = images_read() & {*OTHER_IMAGES}
     return f"{OTHER_IMAGES[min(read)]}: {REMEDY}" if read else None
 
 

@@ -11,7 +11,7 @@ from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
 from relusym.findings import Table, declared, fingerprint
 from relusym.findings.layout import page
-from relusym.records.results import RECORD, SUBMITTED, Results
+from relusym.records.results import SUBMITTED, Results
 from relusym.theory import STATEMENTS
 from relusym.whole_files import write_text
 

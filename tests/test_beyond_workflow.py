@@ -57,6 +57,16 @@ def measured(tiny) -> Clone:
     return made
 
 
+def test_the_status_of_a_scale_without_nets_of_the_paper_counts_its_measurements(clone):
+    lines = clone().makes("status", "--config", "scale=identifiability").splitlines()
+    jobs = {
+        line.split()[0]: line.split()[1]
+        for line in lines
+        if "_merge " in line or re.match("train |ident", line)
+    }
+    assert jobs == {"train": "36", "flip_merge": "0", "pair_merge": "0", "identifiability": "36"}
+
+
 def record(made: Clone, kind: str, nets: str):
     return load_record(made.record(kind, *nets.split("--")))
 
