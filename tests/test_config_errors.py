@@ -204,7 +204,8 @@ LINES = [  # where, changes, and how the line begins; a leading colon stands for
     # values that conflict with others
     ("run", {"pairs": [["cnn", "resnet"]]},
      ": [cnn, resnet] names 'resnet', which isn't trained; the types under `models` are cnn, cnn_noaug, "),
-    ("run", {"pairs": [["cnn", "cnn"], ["resnet", "cnn"]], "beyond.curves.pairs": [["cnn", "cnn"]]},
+    ("run", {"pairs": [["cnn", "cnn"], ["resnet", "cnn"]], "beyond.curves.seeds": "0-1",
+     "beyond.curves.pairs": [["cnn", "cnn"]]},
      ": [resnet, cnn] names 'resnet', which isn't trained"),
     ("run", {"pairs": [["cnn", "gcnn"]] * 2}, ": [cnn, gcnn] is listed twice; list each pair once"),
     ("run", {"pairs": [["cnn", "gcnn"]], "models.gcnn.seeds": "1-9"},
@@ -296,6 +297,8 @@ SEVERAL = [  # where, changes, and how all lines begin
      ["models.cnn_inv.name: 'CNN' given", "figure9: 'odl' given", "image_size: 16 given"]),
     ("run", {"seeds": 99, "pairs": [["cnn", "none"]], "beyond.curves.seeds": 7},
      ["pairs: [cnn, none] names", "beyond.curves.seeds: 7", "seeds: 99"]),
+    ("run", {"pairs": [["resnet", "cnn"]], "beyond.curves.pairs": [["resnet", "cnn"]]},  # measured, too
+     ["pairs: [resnet, cnn] names", "beyond.curves.pairs: 'resnet' given; allowed is one of cnn, "]),
     ("laptop", {"seeds": "0-1"},  # symmetries: its types name their seeds
      [f"beyond.{name}.seeds: " for name in scale_of(ROOT, "laptop")["beyond"] if name != "symmetries"]),
 ]  # fmt: skip

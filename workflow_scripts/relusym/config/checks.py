@@ -38,8 +38,7 @@ def check(settings: Settings) -> None:
     images = [partial(check_images, model=model, extent=its) for model, its in extents.items() if its]
     _check_all(settings, _check_names, _check_figure9, *images, _check_resize, _check_snapshots)
     beyond = [partial(_check_measurement, name=name, section=each) for name, each in settings.beyond.items()]
-    _check_all(settings, _check_pairs, _check_seeds)
-    _check_all(settings, *beyond)
+    _check_all(settings, _check_pairs, *beyond, _check_seeds)
 
 
 def _check_all(settings: Settings, *checks: Callable[[Settings], None]) -> None:
@@ -256,12 +255,17 @@ def _check_measurement(settings: Settings, name: str, section: dict[str, Any]) -
     for pair in pairs:
         if tuple(pair) not in settings.types_paired:
             raise UserError(f"{key('pairs')}: [{', '.join(pair)}] is none of the pairs that are merged")
+        for model in pair:
+            _one_of(key("pairs"), model, settings.models)
     chosen = [*dict.fromkeys([*models, *itertools.chain(*pairs)])] or [*settings.models]
     known = {seed for model in chosen for seed in settings.models[model].seeds}
     if unknown := {*section.get("seeds", [])} - known:
         raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
     if pairs and "seeds" in section:
-        whole = replace(settings, run=settings.run.model_copy(update={"seeds": None}))
+        # of these pairs alone, since others may name unknown types
+        sections = settings.sections.model_copy(update={"pairs": pairs})
+        run = settings.run.model_copy(update={"seeds": None})
+        whole = replace(settings, run=run, sections=sections)
         merged = {(a, b) for (a, i), (b, j) in whole.pairs if {i, j} <= {*section["seeds"]}}
         for pair in (pair for pair in pairs if tuple(pair) not in merged):
             raise UserError(
