@@ -110,7 +110,7 @@ def notices():
             print(f"notice: {line}: {tables} {REMEDY}", file=sys.stderr)
 
 
-if MAIN:
+if OTHER_IMAGES or (MAIN and IS_MAIN_SNAKEFILE):  # a module's onstart isn't run
     when_planned(notices)
 if OTHER_IMAGES:
     atexit.register(notices)  # if nothing is planned
