@@ -181,6 +181,31 @@ def test_a_nets_gradients_and_layers_are_unchanged(group_convs, batch_norm):
     assert not any("forward" in vars(layer) for layer in net.modules())
 
 
+class Shared(nn.Module):
+    """A ReLU before a pool and before none, and a pool after a ReLU and after none."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(2)
+        convs = [nn.Conv2d(channels, 16, 3, padding=1) for channels in (3, 16, 16)]
+        self.first = nn.Sequential(convs[0], self.relu, nn.MaxPool2d(2))
+        self.second = nn.Sequential(convs[1], nn.ReLU(), self.pool, convs[2], self.pool)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(y), self.relu(y - 1)
+
+
+def test_layers_in_several_places_of_a_net_are_unchanged_in_each():
+    torch.manual_seed(0)
+    net, x = Shared(), torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", BFLOAT16):
+        plain = net(x)
+        with QuickSteps(net, amx=False):
+            quick = net(x)
+    assert all(map(torch.equal, plain, quick))
+
+
 def test_quick_steps_are_used_only_in_bfloat16_on_a_cpu_with_its_instructions(monkeypatch):
     def amx(able, device="cpu", dtype=BFLOAT16):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)

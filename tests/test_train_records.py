@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,6 +199,16 @@ def test_a_net_trains_on_image_files(tmp_path, objective, workers):
     assert len(record["history"]) == 2 and record["inputs"]["source"] == LABEL
     assert (record["accuracy"] is None) == (objective == "simsiam")
     assert checkpoint.load(to)[1]["classes"] == 3
+
+
+def test_images_that_are_not_square_are_refused_for_quarter_turns_before_the_training(tmp_path):
+    split, images = generate(20, 1, 0)[0], tmp_path / "images.safetensors"
+    wide = replace(split, images=split.images.repeat(1, 1, 2, 1))
+    image_set.save(images, wide, wide)
+    settings = changed(SETTINGS["cnn"], augmentation=False, invariance_from=0.0) | {
+        "symmetry": "quarter_turn"
+    }
+    refused(lambda: made(tmp_path, images, "cnn", settings), "images of 64×32 pixels have to be square")
 
 
 def test_nets_are_stored_at_the_configured_epochs_even_if_the_training_was_interrupted(tmp_path, data):

@@ -1,5 +1,6 @@
 import io
 import math
+import re
 import signal
 from dataclasses import replace
 from functools import cache, partial
@@ -59,6 +60,15 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
     assert [late.invariance_at(epoch) for epoch in (0, 1, 2, 9)] == [False, False, True, True]
     assert not late.but(invariance_from=None).invariance_at(9)
     assert late.but(invariance_from=0.0).invariance_at(0)
+    assert [
+        epoch for epoch in range(25) if not late.but(epochs=25, invariance_from=0.28).invariance_at(epoch)
+    ][-1] == 6
+
+
+def test_the_latest_start_that_the_error_allows_is_allowed():
+    line = refused(lambda: VGG_RECIPE.but(epochs=3, invariance_from=0.9))
+    most = re.search("allowed is at most ([0-9.]+)", line)[1]
+    assert VGG_RECIPE.but(epochs=3, invariance_from=float(most)).invariance_at(2)
 
 
 def test_lars_scales_the_rate_by_the_norms_of_weights_and_gradients():

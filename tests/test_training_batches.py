@@ -1,3 +1,4 @@
+import shutil
 from functools import partial
 
 import pytest
@@ -22,6 +23,7 @@ from relusym.data.augmentation import (
 )
 from relusym.data.batches import ImageFiles, ImagesOnDevice
 from relusym.data.chiral_shapes import generate
+from relusym.data.folder import open_image
 from relusym.measuring.loading import normalise_of
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
@@ -255,8 +257,31 @@ def test_each_epoch_reads_files_in_another_order_and_draws_other_views(tree):
     assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(first, again, strict=True))
 
 
-def test_an_unreadable_image_is_named(tree, tmp_path):
-    (tmp_path / "train" / "n01").mkdir(parents=True)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_one_line_from_worker_processes_too(tree, tmp_path, workers):
+    shutil.copytree(tree, tmp_path / "tree")
     for i in range(8):
-        (tmp_path / "train" / "n01" / f"{i}.jpg").write_bytes(b"no image")
-    refused(lambda: labels_and_views(tmp_path, 0, batch_size=4), match=r"image .*\.jpg can't be read")
+        (tmp_path / "tree" / "train" / "n01" / f"{i}.png").write_bytes(b"no image")
+    line = r"^image .*\.png can't be read \(.*\): replace or remove it$"
+    refused(lambda: labels_and_views(tmp_path / "tree", 0, workers=workers), match=line)
+    how = {
+        "kind": "imagenet",
+        "root": str(tmp_path / "tree"),
+        "resize": 36,
+        "size": 33,
+        "train_images": 24,
+        "seed": 0,
+    }
+    refused(lambda: data.prepare(how, tmp_path / "a", workers=workers), match=line)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.ppm", b"P6\n16"), ("a.pgm", b"P5 16 16 25Q"), ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(4) + b"IHDR" + bytes(9)),
+])  # fmt: skip
+def test_every_damaged_image_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    refused(
+        lambda: open_image(tmp_path / name),
+        match=rf"^image .*{name} can't be read \(.*\): replace or remove it$",
+    )

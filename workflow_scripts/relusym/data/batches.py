@@ -21,7 +21,7 @@ from relusym.data.augmentation import (
     shuffled,
     view_transform,
 )
-from relusym.data.folder import image_folder
+from relusym.data.folder import image_folder, loaded
 from relusym.errors import UserError
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
@@ -150,7 +150,7 @@ class ImageFiles:
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """As in `TrainingBatches`; the first batches aren't read."""
         self.order.epoch, self.order.start = number, start
-        for views, labels in self.loader:
+        for views, labels in loaded(self.loader):
             on_device = (view.to(self.device, non_blocking=True).permute(0, 2, 3, 1) for view in views)
             normalised = (self.normalise(view) for view in on_device)
             channels_last = tuple(x.contiguous(memory_format=torch.channels_last) for x in normalised)

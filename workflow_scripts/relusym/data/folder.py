@@ -172,6 +172,14 @@ def image_folder(root: Path, transform: Callable, key: str = "imagenet"):
         ) from error
 
 
+def loaded(loader: DataLoader) -> Iterator[Any]:
+    """Its batches; a worker's UserError is the one line that it is without workers, where torch adds a traceback."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from error
+
+
 BATCH = 64  # images that a worker decodes at once
 
 
@@ -218,7 +226,7 @@ def prepare_imagenet(
     with _in_pieces(to, layout, about) as arrays:
         for split, some in chosen.items():
             done, pixels, classified = 0, arrays[f"{split}_images"], arrays[f"{split}_labels"]
-            for images, labels in DataLoader(some, BATCH, num_workers=workers):
+            for images, labels in loaded(DataLoader(some, BATCH, num_workers=workers)):
                 part = slice(done, done + len(labels))
                 pixels[part], classified[part] = images.permute(0, 2, 3, 1), labels
                 done += len(labels)

@@ -106,8 +106,9 @@ def train_record(
 
     The record's status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is no better than
     chance (the paper's footnote 3), else "ok". `interrupted` and `report`: see `loop.train`. UserError if the images
-    are damaged, aren't those in use, or are fewer than a batch; if `start` isn't the net that `started` names, or was
-    made with other settings. Interrupted once `interrupted` has returned true and the state is saved.
+    are damaged, aren't those in use, don't fit the symmetry, or are fewer than a batch; if `start` isn't the net that
+    `started` names, or was made with other settings. Interrupted once `interrupted` has returned true and the state is
+    saved.
     """
     meter, device, settings = JobMeter(job.device), local_device(job.device), job.settings
     inputs = job.inputs()
@@ -128,6 +129,7 @@ def train_record(
         batches: TrainingBatches = ImageFiles(job.folder, size, device, workers=job.workers, **batching)
     else:
         images = training_images(job.data, settings["data"], job.label, device)
+        symmetry.powers(images.images[0, ..., 0])  # refuses images that it doesn't fit, before any work
         split = images.images, images.labels, len(images.classes)
         batches = ImagesOnDevice(*split, crop_padding=recipe.crop_padding, **batching)
     torch.manual_seed(stream(job.seed, job.training_id, "weights"))

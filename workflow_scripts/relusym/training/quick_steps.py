@@ -15,6 +15,7 @@ How much each saves, and on which CPU that was measured: docs/benchmark.md.
 import ctypes
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -53,14 +54,22 @@ def quick_steps(net: nn.Module, device: torch.device, dtype: torch.dtype) -> Abs
 
 
 class QuickSteps(TorchFunctionMode):
-    """A context in which `torch.conv2d` is `conv2d`, and `relu_pool` is a net's `ReLU`s before 2×2 `MaxPool2d`s."""
+    """A context in which `torch.conv2d` is `conv2d`, and `relu_pool` is a net's `ReLU`s before 2×2 `MaxPool2d`s.
+
+    A layer that stands in several places of the net is left as it is.
+    """
 
     def __init__(self, net: nn.Module, amx: bool):
         super().__init__()
         self.amx = amx
         self.wide = any(weight.ndim == 4 and weight.shape[1] >= CHANNELS for weight in net.parameters())
         pairs = chain(*(pairwise(layers) for layers in net.modules() if isinstance(layers, nn.Sequential)))
-        self.pools = [(first, pool) for first, pool in pairs if isinstance(first, nn.ReLU) and _halves(pool)]
+        places = Counter(layer for _, layer in net.named_modules(remove_duplicate=False))
+        self.pools = [
+            (first, pool)
+            for first, pool in pairs
+            if isinstance(first, nn.ReLU) and _halves(pool) and places[first] == places[pool] == 1
+        ]
 
     def __enter__(self) -> "QuickSteps":
         for activation, pool in self.pools:
@@ -205,7 +214,8 @@ class _Windows(torch.autograd.Function):
                 windows = (
                     x if ctx.wholly else _windows(x, kernel, gradient.shape[2:], ctx.stride, ctx.padding)
                 )
-                taps = _by_channel(gradient) @ windows
+                # copied, since products with transposed views are slower by more
+                taps = gradient.permute(1, 0, 2, 3).flatten(1).contiguous() @ windows
             results[1] = taps.view(len(weight), *kernel, -1).permute(0, 3, 1, 2)
         if needs_bias:
             results[2] = gradient.sum((0, 2, 3))
@@ -220,11 +230,6 @@ def _windows(x: Tensor, kernel: Sequence[int], pixels: Sequence[int], stride, pa
     shape = (len(x), *pixels, *kernel, x.shape[1])
     strides = (image, row * down, column * right, row, column, channel)
     return padded.as_strided(shape, strides).reshape(len(x) * pixels[0] * pixels[1], -1)
-
-
-def _by_channel(x: Tensor) -> Tensor:
-    """(B, C, H, W) → (C, B·H·W), copied: products with transposed views are slower by more."""
-    return x.permute(1, 0, 2, 3).flatten(1).contiguous()
 
 
 def _conv_weights(x: Tensor, gradient: Tensor, shape: Sequence[int]) -> Tensor | None:

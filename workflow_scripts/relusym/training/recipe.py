@@ -78,9 +78,10 @@ class Recipe(Section):
             why = f"{self.warmup_epochs:g} isn't less than the {self.epochs} epochs"
             raise together("warmup_epochs", why)
         if start is not None and start * self.epochs > last > 0:  # a single epoch is a rehearsal
+            most = 1000 * last // self.epochs / 1000  # rounded down
             why = (
                 f"{start} given; the invariance loss would never be on in {self.epochs} epochs; allowed is at most "
-                f"{last / self.epochs:.3g}, or null"
+                f"{most:g}, or null"
             )
             raise together("invariance_from", why)
         if self.invariance_loss == "whole_batch" and self.processes > 1:
@@ -122,4 +123,6 @@ class Recipe(Section):
 
     def invariance_at(self, epoch: int) -> bool:
         """Whether the invariance loss is on in this epoch (counted from 0)."""
-        return self.invariance_from is not None and epoch >= self.invariance_from * self.epochs
+        if self.invariance_from is None:
+            return False
+        return epoch >= round(self.invariance_from * self.epochs, 9)  # 0.28 · 25 is 7.000000000000001
