@@ -11,7 +11,6 @@ from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 POOL_AFTER = (1, 2, 4, 6, 8)
-INITIALIZATIONS = ("pytorch", "he")
 ACTIVATIONS = {
     "relu": lambda: nn.ReLU(inplace=True),
     "leaky_relu": lambda: nn.LeakyReLU(0.1, inplace=True),
@@ -25,7 +24,6 @@ class VGG11(nn.Module):
     """VGG11 for 32×32 images: eight 3×3 convs, five 2×2 pools, one linear layer.
 
     Arguments are `nets.VGG11Options`, number of `classes` (logits), and:
-        width: channel counts must come out whole and even.
         symmetry: the group of the group convs; None: the horizontal flip.
         initialization: "pytorch" is the public VGG11 notebook's; "he" draws conv weights from N(0, 2 / fan_in) with
             zero biases.
@@ -33,8 +31,8 @@ class VGG11(nn.Module):
         pooling: a max pool isn't odd, even after an odd activation: max(−x) = −min(x).
 
     Layers: `features.conv1` … `features.conv8` (with `norm…`, `relu…` or another activation's name, `pool…`), `pool`
-    (over orientations; only after eight group convs) and `classifier`. ValueError for a width or number of group convs
-    that doesn't fit, or an unknown choice.
+    (over orientations; only after eight group convs) and `classifier`. ValueError if the channels of a group conv don't
+    split into orientations.
     """
 
     head = "classifier"
@@ -52,26 +50,10 @@ class VGG11(nn.Module):
     ):
         super().__init__()
         symmetry = symmetry or HORIZONTAL_FLIP
-        choices = {
-            "initialization": (initialization, INITIALIZATIONS),
-            "activation": (activation, ACTIVATIONS),
-            "pooling": (pooling, POOLINGS),
-        }
-        for key, (choice, allowed) in choices.items():
-            if choice not in allowed:
-                raise ValueError(f"{key} is {choice!r}, not one of {', '.join(allowed)}")
-        if not 0 <= group_convs <= len(CHANNELS):
-            raise ValueError(f"group_convs is {group_convs}, not in 0..{len(CHANNELS)}")
-        if batch_norm and group_convs:
-            raise ValueError(f"group_convs is {group_convs}, but batch norm needs plain convs: make it 0")
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = 3
         for i, full in enumerate(CHANNELS, start=1):
             out = round(full * width)
-            if out != full * width or out % 2:
-                raise ValueError(
-                    f"width {width} turns {full} channels into {full * width}: not whole and even"
-                )
             if i > group_convs:
                 layers[f"conv{i}"] = nn.Conv2d(channels, out, 3, padding=1)
             else:
