@@ -13,7 +13,7 @@ from itertools import product
 
 import torch
 
-from benchmark.sides import device_name
+from benchmark.sides import CPU, device_name
 from relusym.memory import keep_freed_memory
 from relusym.nets.vgg import VGG11
 from relusym.reporting.exact import by_turns
@@ -23,7 +23,7 @@ from relusym.training.objectives import Supervised
 from relusym.training.quick_steps import quick_steps
 from relusym.training.recipe import Recipe
 
-CPU, DTYPE = torch.device("cpu"), torch.bfloat16
+DTYPE = torch.bfloat16
 INVARIANT = {"invariance_from": 0.0}
 TYPES = {"cnn": {}, "cnn_inv": INVARIANT, "gcnn": {"group_convs": 8}, "pgcnn": {"group_convs": 2}}
 SIZES = ((1 / 4, 100), (1 / 2, 100), (1, 500))  # width, images per step

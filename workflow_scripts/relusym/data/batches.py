@@ -178,12 +178,9 @@ class _Drawn(Dataset):
 
     def __getitem__(self, which: tuple[int, int]) -> tuple[tuple[Tensor, ...], int]:
         epoch, image = which
-        before = torch.get_rng_state()
-        torch.default_generator.manual_seed(stream(self.seed, self.name, "image", epoch, image))
-        try:
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(stream(self.seed, self.name, "image", epoch, image))
             return self.folder[image]
-        finally:
-            torch.set_rng_state(before)
 
 
 def views_of(

@@ -42,13 +42,12 @@ def header(classes: Iterable[str], splits: dict[str, str]) -> dict[str, Any]:
 
 def save(path: str | Path, train: ImageSet, test: ImageSet) -> None:
     """Write both splits to one file, whole or not at all; UserError if a label has no class, or the disk is full."""
-    splits = dict(zip(SPLITS, (train, test), strict=True))
-    for name, split in splits.items():
+    tensors, digests = {}, {}
+    for name, split in zip(SPLITS, (train, test), strict=True):
         if wrong := _of_no_class(split):
             raise UserError(f"the {name} images of {split.source or path} have {wrong}: correct them")
-    tensors = {f"{name}_images": split.images for name, split in splits.items()}
-    tensors |= {f"{name}_labels": split.labels for name, split in splits.items()}
-    digests = {name: split_digest(split) for name, split in splits.items()}
+        tensors |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
+        digests[name] = split_digest(split)
     checkpoint.save(path, tensors, header(train.classes, digests))
 
 

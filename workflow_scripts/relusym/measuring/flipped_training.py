@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from relusym.data import image_set
-from relusym.data.augmentation import Augmented, Normalise, normalise, shuffled
+from relusym.data.augmentation import Augmented, Normalise, shuffled
 from relusym.errors import UserError
 from relusym.measuring.loading import JobMeter, digest_in_use, normalise_of, training_images
 from relusym.merging.identities import largest_difference
@@ -31,11 +31,9 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 PATH = "features.conv1.weight"  # the filters whose path is recorded: few enough to store at every step
 
 
-def batches(
-    images: image_set.ImageSet, how: Record, normalised: Normalise = normalise
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: image_set.ImageSet, how: Record, normalise: Normalise) -> Iterator[tuple[Tensor, Tensor]]:
     """Labels and normalised float32 batches (B, 3, H, W), randomly cropped and flipped, endlessly."""
-    augmented = Augmented(images.images, how["crop_padding"], HORIZONTAL_FLIP, normalised)
+    augmented = Augmented(images.images, how["crop_padding"], HORIZONTAL_FLIP, normalise)
     number, device = len(images.labels), images.labels.device
     for epoch in count():
         random = generator(how["seed"], "Figure 3", epoch)

@@ -11,32 +11,28 @@ from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 
 class RegularConv2d(nn.Module):
-    """3×3-like "same" convolution between regular feature maps; orientations share weights and bias.
+    """3×3 convolution with padding 1 between regular feature maps; orientations share weights and bias.
 
     Args:
         in_channels, out_channels: channels of the feature maps, all orientations together (else a ValueError).
-        kernel_size: side of the square kernel, odd.
         symmetry: the group, by its generator.
 
-    Shapes: weight (out_channels / order, in_channels, k, k), bias (out_channels / order,).
+    Shapes: weight (out_channels / order, in_channels, 3, 3), bias (out_channels / order,).
     """
 
     lifting = False
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size=3, symmetry: Symmetry = HORIZONTAL_FLIP
-    ):
+    def __init__(self, in_channels: int, out_channels: int, symmetry: Symmetry = HORIZONTAL_FLIP):
         super().__init__()
         order = symmetry.order
         if out_channels % order or (not self.lifting and in_channels % order):
             raise ValueError(f"{in_channels} → {out_channels} channels don't split into {order} orientations")
         self.symmetry = symmetry
-        free = nn.Conv2d(in_channels, out_channels // order, kernel_size)  # the usual initial values
+        free = nn.Conv2d(in_channels, out_channels // order, 3)  # the usual initial values
         self.weight, self.bias = free.weight, free.bias
-        self.padding = kernel_size // 2
 
     def kernel(self) -> Tensor:
-        """The whole kernel ψ, shape (out_channels, in_channels, k, k): block k is τᵏ of the stored filters."""
+        """The whole kernel ψ, shape (out_channels, in_channels, 3, 3): block k is τᵏ of the stored filters."""
         blocks, psi = [self.weight], self.weight
         for _ in range(self.symmetry.order - 1):
             psi = self.symmetry.act(psi if self.lifting else self._shift(psi, dim=1))
@@ -45,7 +41,7 @@ class RegularConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H, W)."""
-        return torch.conv2d(x, self.kernel(), self.bias.repeat(self.symmetry.order), padding=self.padding)
+        return torch.conv2d(x, self.kernel(), self.bias.repeat(self.symmetry.order), padding=1)
 
     def _shift(self, channels: Tensor, dim: int) -> Tensor:
         """P on a regular channel dimension: the orientation blocks move on by one."""
@@ -62,7 +58,7 @@ class RegularConv2d(nn.Module):
     def to_plain(self) -> nn.Conv2d:
         """An ordinary `nn.Conv2d` with the same function."""
         psi = self.kernel()
-        plain = nn.Conv2d(psi.shape[1], psi.shape[0], psi.shape[2], padding=self.padding).to(psi)
+        plain = nn.Conv2d(psi.shape[1], psi.shape[0], 3, padding=1).to(psi)
         plain.weight.copy_(psi)
         plain.bias.copy_(self.bias.repeat(self.symmetry.order))
         return plain
