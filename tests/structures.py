@@ -239,6 +239,11 @@ def Between(self, x):
     return self.head(self.last(self.operation(self.stem(x).relu(), *self.weights)).relu().mean((2, 3)))
 
 
+def by_keyword(x):
+    halves = torch.flatten(input=x.unflatten(1, (2, 6)), start_dim=1, end_dim=2)
+    return torch.stack(tensors=[halves, torch.softmax(input=x, dim=1)], dim=1).sum(1)
+
+
 def masked(x):
     x = x.clone()
     x[x < 0.3] = 0
@@ -394,6 +399,9 @@ BETWEEN = {
     "frequencies": (lambda x: torch.fft.fft2(x).real, 12),
     "cosines": (lambda x: x * F.cosine_similarity(x, x.flip(3), 1).unsqueeze(1), 12),
     "distances": (lambda x, w: x * torch.cdist(rows(x), w).amin(2).view(-1, 1, 16, 16), 12, (7, 12)),
+    "distances by rows": (
+        lambda x, w: x * F.pairwise_distance(rows(x)[:, :, None], w).amin(2).view(-1, 1, 16, 16), 12, (7, 12)
+    ),
     "einsum with dots": (lambda x, w: mapped(torch.einsum("...c,co->...o", rows(x), w)), 7, MATRIX),
     "einsum without output": (lambda x, w: torch.einsum("achw,cb", x, w), 7, MATRIX),
     "addmm": (lambda x, b, w: mapped(torch.addmm(b, rows(x).reshape(-1, 12), w).view(-1, 256, 7)), 7, (7,), MATRIX),
@@ -414,6 +422,7 @@ BETWEEN = {
     "patches and back": (lambda x: F.fold(F.unfold(x, 2, stride=2) * 2, x.shape[2:], 2, stride=2), 12),
     "neighbouring pixels": (lambda x, w: mapped(F.unfold(x, 3, padding=1).transpose(1, 2) @ w), 7, (108, 7)),
     "patches": (lambda x, w: mapped(rows(x.unfold(2, 4, 4).unfold(3, 4, 4)).flatten(2) @ w, 4), 7, (192, 7)),
+    "by keyword": (by_keyword, 12),
     "a mask": (masked, 12),
     "parts of an empty map": (filled, 24),
     "out=": (lambda x: torch.mul(x, 2, out=torch.empty_like(x)), 12),

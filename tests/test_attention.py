@@ -145,6 +145,12 @@ def test_parameters_of_a_head_of_a_shifted_window_are_permuted_with_it(layer):
     assert sorted(whole) == sorted(known[layer]) and difference(with_statistics(net))[0] < 1e-10
 
 
+def test_no_factors_are_admitted_for_parameters_of_heads_which_no_output_shows():
+    traced = TracedNet(Window(swins.ShiftedWindowAttention))
+    shown = {group.name for group in traced.groups if group.node}
+    assert len(shown) < len(traced.groups) and traced.admits(-1.0) <= shown
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("matching", ["activation", "weight"])
 @pytest.mark.parametrize(

@@ -190,7 +190,10 @@ def test_a_net_without_channels_to_permute_is_refused():
     (lambda n: n.insert(1, Halved(12, 12, 1)), "layer 1: its weight is computed"),
     (lambda n: n[2].register_parameter("weight", nn.Parameter(n[1].weight[:10, :, 0, 0].detach())),
      "shares memory"),
-    (lambda n: n.insert(1, nn.LazyConv2d(12, 1)), r"1\.weight has no shape yet; run the net once"),
+    (lambda n: n.insert(1, nn.LazyConv2d(12, 1)), r"1\.weight has no shape yet"),
+    (lambda n: n.to("meta"), r"0\.weight is on the meta device and has no values"),
+    (lambda n: setattr(n[1], "get_extra_state", dict), r"1\._extra_state is no tensor \(dict\)"),
+    (lambda n: n.append(First(torch.log)), "its logits aren't finite on images drawn at random"),
     (lambda n: n.insert(1, nn.Conv2d(7, 12, 1)), "can't be run on an image of 3×8×8: .*7"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore")

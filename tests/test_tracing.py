@@ -1,6 +1,8 @@
 import re
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -411,6 +413,48 @@ def test_control_flow_on_parameters_and_images_of_another_size_are_refused():
     refused(lambda: channel_groups(TracedNet(Net()), (3, 16, 16)), line)
 
 
+def test_an_image_shape_of_another_form_is_refused():
+    for shape in (32, (), (3, 32.0, 32)):
+        for net in (Net(), TracedNet(Net())):
+            refused(
+                lambda net=net, shape=shape: channel_groups(net, shape), "allowed is .channels, height, width"
+            )
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 10, 32), nn.Flatten()])
+def test_a_net_that_is_a_single_layer_has_no_groups(layer):
+    assert channel_groups(layer) == []
+
+
+class Named(NamedTuple):
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass
+class Data:
+    logits: torch.Tensor
+    features: torch.Tensor
+
+
+@pytest.mark.parametrize("output", [Named, Data])
+def test_channels_that_a_net_returns_beside_its_logits_are_fixed_in_every_form_of_output(output):
+    class Returns(Net):
+        def forward(self, x):
+            features = self.body(x).mean((2, 3))
+            return output(features=features, logits=self.head(features))
+
+    assert [group.name for group in channel_groups(Returns())] == ["a"]
+
+
+def test_a_net_that_returns_classes_has_its_groups():
+    class Classes(Net):
+        def forward(self, x):
+            return super().forward(x).argmax(1, keepdim=True)
+
+    assert channel_groups(Classes()) == channel_groups(Net())
+
+
 def test_groups_of_vgg11_are_the_known_ones():
     groups = channel_groups(VGG11(1 / 8))
     sizes = enumerate([8, 16, 32, 32, 64, 64, 64, 64], start=1)
@@ -467,5 +511,11 @@ def test_a_permutation_that_is_no_bijection_is_refused():
     permutations = {group.name: torch.arange(group.size) for group in groups}
     permutations["conv4"][0] = permutations["conv4"][1]
     refused(lambda: permute(net.state_dict(), groups, permutations), "conv4", "bijection")
+    others = {group.name: torch.arange(group.size) for group in groups}
+    for width in (1 / 32, 1 / 8):
+        state = VGG11(width).state_dict()
+        refused(
+            lambda state=state: permute(state, groups, others), "it isn't that of the net that was traced"
+        )
     for others in ({}, {groups[0].name: torch.arange(groups[0].size).float()}):
         refused(lambda others=others: permute(net.state_dict(), groups, others), "bijection")

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from relusym.channels.labels import FIXED, Labels, UnionFind, Weights
 from relusym.channels.tracing import Handler, Handlers, describe, function_name, layer_of, tensor_names
 from relusym.errors import UserError, theirs
+from relusym.evaluation.logits import without_values
 
 # Handlers that accept parameters combined entry by entry with constants.
 ENTRYWISE: set[Handler] = set()
@@ -148,8 +149,12 @@ def refuse(net: nn.Module) -> None:
             )
     memory: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
-        if nn.parameter.is_lazy(tensor):
-            raise UserError(f"{name} has no shape yet; run the net once first")
+        if not isinstance(tensor, Tensor):
+            raise UserError(
+                f"{name} is no tensor ({type(tensor).__name__}), so it can't be permuted: leave it out"
+            )
+        if wrong := without_values(tensor):
+            raise UserError(f"{name} {wrong}")
         if tensor.numel():
             other, shared = memory.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
             if shared is not tensor:

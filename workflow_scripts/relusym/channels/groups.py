@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -53,6 +53,11 @@ class Place:
     def view(self, tensor: Tensor) -> Tensor:
         """The tensor with the entries along `dim`."""
         return tensor.flatten(0, 1)[None] if self.flat else tensor
+
+    def fits(self, tensor: Tensor, size: int) -> bool:
+        """Whether a tensor has the entries of `size` channels, and no others unless `entries` says which they are."""
+        count = self.view(tensor).shape[self.dim] if tensor.ndim > self.dim else 0
+        return count == size * self.block if self.entries is None else count > max(self.entries)
 
     def index(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """The entries of each of `size` channels, int64 (size, block)."""
@@ -330,7 +335,7 @@ def permute(state: State, groups: list[ChannelGroup], permutations: Permutations
     """
     permuted = copy(state)  # keeps the versions of layers in the state dict's `_metadata`
     orders: dict[int | None, Tensor] = {}
-    moves: list[tuple[Place, int, Tensor]] = []
+    moves: dict[tuple[bool, str, int], list[tuple[Place, int, Tensor]]] = defaultdict(list)
     for group in groups:
         permutation = torch.as_tensor(permutations.get(group.name, ()))
         whole = not permutation.is_floating_point()
@@ -341,19 +346,22 @@ def permute(state: State, groups: list[ChannelGroup], permutations: Permutations
             raise UserError(
                 f"group {group.name}: its permutation tears heads apart, or orders them unlike groups tied to it"
             )
-        moves += [(place, group.size, permutation) for place in group.places]
-    for place, size, permutation in sorted(moves, key=lambda move: move[0].flat):
-        if place.tensor not in permuted:
+        for place in group.places:
+            moves[place.flat, place.tensor, place.dim].append((place, group.size, permutation))
+    for (flat, name, dim), moved in sorted(moves.items(), key=lambda each: each[0]):
+        whole = permuted.get(name)
+        if whole is None or not all(place.fits(whole, size) for place, size, _ in moved):
+            wrong = f"has no {name}" if whole is None else f"has {name} of shape {tuple(whole.shape)}"
             raise UserError(
-                f"the state dict has no {place.tensor}: it isn't that of the net that was traced, which is the "
-                "`net` of its TracedNet, with its weights computed if it is parametrized"
+                f"the state dict {wrong}: it isn't that of the net that was traced, which is the `net` of its "
+                "TracedNet, with its weights computed if it is parametrized"
             )
-        tensor = place.view(whole := permuted[place.tensor])
-        order = reordered(place, size, permutation, tensor.shape[place.dim])
-        if place.flat:  # the kernels are at their places already, since dimension 0 comes first
+        tensor = moved[0][0].view(whole)
+        order = reordered(moved, tensor.shape[dim])
+        if flat:  # the kernels are at their places already, since dimension 0 comes first
             kernels = torch.arange(len(order)) // whole.shape[1]
             order = kernels * whole.shape[1] + order % whole.shape[1]
-        permuted[place.tensor] = tensor.index_select(place.dim, order.to(tensor.device)).reshape(whole.shape)
+        permuted[name] = tensor.index_select(dim, order.to(tensor.device)).reshape(whole.shape)
     return permuted
 
 
@@ -431,12 +439,9 @@ def order_of(
     node: str, size: int, groups: list[ChannelGroup], permutations: Permutations, dim: int
 ) -> Tensor:
     """How `permute` reorders a dimension of a node's output: entry i is the former `order[i]`, int64 (size,)."""
-    order = torch.arange(size)
-    for group in groups:
-        for place in group.outputs:
-            if (place.tensor, place.dim) == (node, dim):
-                order = order[reordered(place, group.size, permutations[group.name], size)]
-    return order
+    moves = [(place, group.size, permutations[group.name]) for group in groups
+             for place in group.outputs if (place.tensor, place.dim) == (node, dim)]  # fmt: skip
+    return reordered(moves, size)
 
 
 def factors_of(
@@ -451,10 +456,14 @@ def factors_of(
     return scale
 
 
-def reordered(place: Place, channels: int, permutation: Tensor, size: int) -> Tensor:
-    """How a dimension of `size` entries is reordered if its `channels` at `place` are, int64 (size,)."""
-    index, order = place.index(channels), torch.arange(size)
-    order[index.flatten()] = index[permutation.cpu()].flatten()
+def reordered(moves: Iterable[tuple[Place, int, Tensor]], size: int) -> Tensor:
+    """How a dimension of `size` entries is reordered, int64 (size,), if channels are: each move has their place in it,
+    their number and their permutation.
+    """
+    order = torch.arange(size)
+    for place, channels, permutation in moves:
+        index = place.index(channels)
+        order[index.flatten()] = index[permutation.cpu()].flatten()
     return order
 
 

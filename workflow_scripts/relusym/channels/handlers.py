@@ -314,9 +314,10 @@ def in_order(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
 
 @both("cosine_similarity", "pairwise_distance")
 def compared(call: Call, x1: Any, x2: Any, dim: int | None = None, *rest: Any, **options: Any) -> Labels:
-    letters = "abcdefgh"[: len(x1.shape)]
+    letters = "abcdefgh"[: max(len(x1.shape), len(x2.shape))]
     dim = -1 if function_name(call.node) == "pairwise_distance" else 1 if dim is None else dim
-    return contracted(call, _operands([x1, x2]), [letters] * 2, letters.replace(letters[dim], ""))
+    names = [letters[len(letters) - len(x.shape) :] for x in (x1, x2)]
+    return contracted(call, _operands([x1, x2]), names, letters.replace(letters[dim], ""))
 
 
 @both("cdist")

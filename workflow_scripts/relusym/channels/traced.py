@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,15 +19,14 @@ from relusym.channels.groups import (
     Permutations,
     State,
     groups_of,
-    is_along_positions,
     moving,
     order_of,
     permute,
     rescale,
-    rewritten_positions,
 )
 from relusym.channels.handlers import BATCH_NORMS, CONVS, TRANSPOSED
-from relusym.channels.labels import FIXED, Labels
+from relusym.channels.labels import Labels
+from relusym.channels.staying import reasons
 from relusym.channels.tracing import (
     REGISTERED,
     REPLAYED,
@@ -97,9 +96,7 @@ class TracedNet:
     ):
         if not isinstance(net, nn.Module):
             raise UserError(f"{type(net).__name__} given as a net; allowed is a torch.nn.Module")
-        self.net, self.image_shape = unwrapped(net), tuple(image_shape)
-        if not all(isinstance(size, Integral) and size > 0 for size in self.image_shape):
-            raise UserError(f"image_shape: {image_shape} given; allowed is (channels, height, width)")
+        self.net, self.image_shape = unwrapped(net), _checked(image_shape)
         self.handlers = REGISTERED if handlers is None else REGISTERED | handlers
         refuse(self.net)
         self.graph, self.constants = trace(self.net, self.image_shape, self.handlers)
@@ -194,44 +191,7 @@ class TracedNet:
         """The layers and functions that write channels of which some are in no group → why; except those that write
         nothing but the net's outputs.
         """
-        flow, moved = self.flow(Flow), set()
-        root = flow.relations.root
-        for group in self.groups:
-            for place in group.places:
-                labels = flow.places[place.tensor, place.dim].flatten()[place.index(group.size).flatten()]
-                moved.update(map(root, labels.tolist()))
-        *nodes, output = flow.module.graph.nodes
-        ends = {output}  # and what it reads, up to the layers that write it
-        for node in reversed(nodes):
-            if ends & node.users.keys() and node not in flow.writers:
-                ends.add(node)
-        why, written = {}, {FIXED}
-        for node, labels in flow.writers.items():
-            roots = set(map(root, labels.tolist()))
-            written |= roots
-            name = describe(node).removeprefix("layer ")
-            if len(labels) == 1 or moved.issuperset(roots):
-                continue
-            if not ends & node.users.keys():
-                why[name] = "what reads them tells them from one another"
-            elif not _readers(node, ends) <= ends:
-                why[name] = "the net returns them"
-        by_dimension = sorted(flow.places.items(), key=lambda place: place[0][1])
-        for (name, _), labels in by_dimension:  # layers that write come first
-            hidden = set(map(root, labels.flatten().clamp(min=FIXED).tolist())) - moved - written
-            written |= hidden
-            if hidden and labels.numel() > 1:
-                layer = name.rpartition(".")[0] or name
-                why.setdefault(layer, "no output shows them, by which they could be matched")
-        rewritten = rewritten_positions(flow)
-        for node in nodes:
-            if node.name in flow.relations.crossed:
-                why[describe(node)] = "they are multiplied by one another, so that they only move together"
-            if is_along_positions(flow, node):
-                for layer in set().union(*(rewritten.get(source, set()) for source in node.all_input_nodes)):
-                    name = describe(layer).removeprefix("layer ")
-                    why[name] = "they lie along positions, and another layer reads them"
-        return why
+        return reasons(self.flow(Flow), self.groups)
 
     @cached_property
     def groups(self) -> list[ChannelGroup]:
@@ -264,7 +224,7 @@ class TracedNet:
         the groups are.
         """
         planted, admitted = self.planted, []
-        for group in self.groups:
+        for group in filter(lambda group: group.node, self.groups):
             every_second = torch.arange(group.size) % 2 == 0
             factors = {group.name: torch.where(every_second, factor, 1.0).double()}
             graph = planted.with_state(rescale(planted.net.state_dict(), [group], factors))
@@ -294,14 +254,11 @@ class TracedNet:
         return "its output"
 
 
-def _readers(node: fx.Node, ends: set[fx.Node]) -> set[fx.Node]:
-    """All that reads a node's output, directly or through nodes in `ends`."""
-    readers, new = set(), [node]
-    while new:
-        users = new.pop().users.keys() - readers
-        readers |= users
-        new += users & ends
-    return readers
+def _checked(image_shape: Any) -> tuple[int, ...]:
+    shape = tuple(image_shape) if isinstance(image_shape, Iterable) else ()
+    if not shape or not all(isinstance(size, Integral) and size > 0 for size in shape):
+        raise UserError(f"image_shape: {image_shape} given; allowed is (channels, height, width)")
+    return shape
 
 
 def _in_float64(graph: fx.Graph) -> fx.Graph:
@@ -412,8 +369,8 @@ def as_traced(
     `TracedNet`, or if the net is traced for images of another shape.
     """
     if not isinstance(net, TracedNet):
-        return TracedNet(net, image_shape or (3, 32, 32), handlers)
-    if image_shape is not None and tuple(image_shape) != net.image_shape:
+        return TracedNet(net, (3, 32, 32) if image_shape is None else image_shape, handlers)
+    if image_shape is not None and _checked(image_shape) != net.image_shape:
         shapes = ["×".join(map(str, shape)) for shape in (net.image_shape, image_shape)]
         raise UserError(
             f"{type(net.net).__name__} is traced for images of {shapes[0]}, and these are {shapes[1]}"

@@ -173,8 +173,8 @@ class Recorder(TorchFunctionMode):
     """Records the operations that a net calls, as a graph, while it runs.
 
     Attributes:
-        graph: the net's; the `meta` of a node has its output's "shape", the modules that it was called in ("owners"),
-            and, as "constant", its value if it depends neither on the image nor on the state dict.
+        graph: the net's; the `meta` of a node has its output's "shape", the module that called it ("owner"), and, as
+            "constant", its value if it depends neither on the image nor on the state dict.
         free: name of a constant that no node computes → its value.
     """
 
@@ -194,7 +194,7 @@ class Recorder(TorchFunctionMode):
         self.clock = 0
         self.before: dict[int, Tensor] = {}  # constants' values before they are changed in place
         self.autocast = False
-        self.owners: list[str] = []
+        self.owners = [""]  # the modules being called, the net first
         self.inside = False
 
     def input(self, x: Tensor) -> None:
@@ -207,6 +207,8 @@ class Recorder(TorchFunctionMode):
         self.nodes[tensor], self.times[tensor] = node, self.clock
 
     def output(self, result: Any) -> None:
+        if hasattr(result, "logits") and not isinstance(result, Mapping):  # a named tuple or a dataclass
+            result = result._asdict() if isinstance(result, tuple) else vars(result)
         if isinstance(result, Mapping):
             result = {str(key): part for key, part in result.items() if _tensors(part)}
         node = self.graph.output(self._nodes_of(result))
@@ -239,8 +241,7 @@ class Recorder(TorchFunctionMode):
             self.inside = False
 
     def _where(self, name: str) -> str:
-        owner = self.owners[-1] if self.owners else ""
-        return f"{name} in {owner}" if owner else name
+        return _called_in(name, self.owners[-1])
 
     def _note(
         self, func: Callable, args: tuple, kwargs: dict[str, Any], result: Any, changed: list[Tensor]
@@ -334,7 +335,7 @@ class Recorder(TorchFunctionMode):
     def call_layer(self, original: Callable, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """In place of `nn.Module.__call__`: a layer that has a handler is a single node."""
         path = self.paths.get(id(layer))
-        if self.inside or path is None:
+        if self.inside or not path:  # the net itself is never a single node
             return original(layer, *args, **kwargs)
         with self._inside():
             whole = self._is_whole(layer) and (self._depends((args, kwargs)) or layer._parameters)
@@ -379,7 +380,7 @@ class Recorder(TorchFunctionMode):
             args = copied, *args[1:]
         node = self.graph.create_node(op, target, args, kwargs)
         image = any(source.meta.get("image") for source in node.all_input_nodes)
-        node.meta = {"varies": varies, "image": image, "owners": tuple(self.owners)}
+        node.meta = {"varies": varies, "image": image, "owner": self.owners[-1]}
         if isinstance(result, Tensor):
             node.meta["shape"] = result.shape
             self._set(result, node)
@@ -503,6 +504,8 @@ def _tensors(args: Any) -> list[Tensor]:
 
 def _called(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[str, Any, tuple, dict]:
     """How a node calls a PyTorch function: operation, target and arguments."""
+    if not args and (first := next(iter(kwargs), "")) in ("input", "tensors"):  # handlers take it by position
+        args, kwargs = (kwargs[first],), {key: x for key, x in kwargs.items() if key != first}
     bare = name.strip("_")
     if name.startswith("__r") and hasattr(operator, bare[1:]) and len(args) == 2:
         return "call_function", getattr(operator, bare[1:]), args[::-1], kwargs
@@ -616,10 +619,12 @@ def trace(
     read = {node.target for node in graph.nodes if node.op == "get_attr"}
     constants = {key: value for key, value in constants.items() if key in read}
     with torch.no_grad(), evaluating(net):
-        expected, limit = logits_of(result).float(), REPLAYED if few.autocast else EXACT
-        replayed = logits_of(bound(graph, net, constants)(batches[1])).float()
+        expected, limit = logits_of(result), REPLAYED if few.autocast else EXACT
+        if not expected.isfinite().all():
+            raise UserError(f"{name}: its logits aren't finite on images drawn at random")
+        replayed = logits_of(bound(graph, net, constants)(batches[1]))
         if not relative_difference(expected, replayed) <= limit:
-            if not relative_difference(expected, logits_of(net(batches[1])).float()) <= limit:
+            if not relative_difference(expected, logits_of(net(batches[1]))) <= limit:
                 raise UserError(
                     f"{name} computes something else each time, in evaluation mode: it draws at random"
                 )
@@ -633,6 +638,7 @@ def trace(
 def relative_difference(expected: Tensor, x: Tensor) -> float:
     if expected.shape != x.shape:
         return float("inf")
+    expected, x = expected.double(), x.double()
     return float((expected - x).norm() / expected.norm().clamp(min=1e-30))
 
 
@@ -702,8 +708,11 @@ def describe(node: fx.Node) -> str:
     """What a node calls, and where, for messages."""
     if node.op == "call_module":
         return f"layer {node.target}"
-    owners = node.meta.get("owners")
-    return f"{function_name(node) or node.target}" + (f" in {owners[-1]}" if owners and owners[-1] else "")
+    return _called_in(function_name(node) or str(node.target), node.meta.get("owner", ""))
+
+
+def _called_in(name: str, owner: str) -> str:
+    return f"{name} in {owner}" if owner else name
 
 
 def function_name(node: fx.Node) -> str | None:

@@ -355,11 +355,9 @@ def _partners(
     pixels = flow.places.get(tensor)
     if pixels is not None and dim in pixels.varies:
         order = flow.order(flow.images(symmetry), pixels.ids.flatten(), tensor)
-    for group in groups:
-        for place in group.places:
-            if (place.tensor, place.dim) == (tensor, dim):
-                order = order[reordered(place, group.size, partners[group.name], size)]
-    return order
+    moves = [(place, group.size, partners[group.name]) for group in groups
+             for place in group.places if (place.tensor, place.dim) == (tensor, dim)]  # fmt: skip
+    return order[reordered(moves, size)]
 
 
 def fused(net: TracedNet) -> nn.Module:
