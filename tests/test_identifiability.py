@@ -231,6 +231,18 @@ def test_two_towers_are_the_averaged_net_and_equivariant_by_swapping_if_they_may
     assert len(separate.permutations) == 2 * len(swapped.permutations) and separate.barrier["repaired"] > 0.05
 
 
+@torch.no_grad()
+def test_duplicates_of_duplicates_keep_their_share_of_the_output():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 8), nn.Flatten())
+    for i in (1, 2):  # the last is like the second, but not like the first
+        net[0].weight[i] = net[0].weight[0] * (1 + 0.8e-4 * i)
+    net[0].weight[0:3].abs_()
+    x = torch.rand(4, 3, 8, 8)
+    fewer, gone = reduced(net, channel_groups(net, (3, 8, 8)))
+    assert gone == {"0": 2}
+    torch.testing.assert_close(fewer(x), net(x), rtol=1e-3, atol=1e-3)
+
+
 # ---- claims, from records constructed with a known answer
 
 SEEDS, NOISE = range(60, 64), np.array([-1, 1, -0.5, 0.5]) * 1e-3

@@ -86,12 +86,12 @@ class Flow(fx.Interpreter):
             return result.clone() if isinstance(result, Tensor) else result  # it may be changed in place
         layer = layer_of(self.module, node)
         name = function_name(node)  # in-place functions are registered without underscores
-        keys = type(layer).__mro__ if layer is not None else [name, name and name.strip("_")]
+        keys = type(layer).__mro__ if layer is not None else [name, name.strip("_")]
         handler = next((self.handlers[key] for key in keys if key in self.handlers), None)
         call = Call(self, node, result, layer)
         try:
             if handler is None:
-                called = type(layer).__name__ if layer is not None else function_name(node)
+                called = type(layer).__name__ if layer is not None else name
                 raise call.refusal(
                     f"the effect of {called} on {self.what} is unknown; register a handler for it"
                 )

@@ -129,13 +129,11 @@ class ChannelPartition:
         first, second = np.array(flow.relations.pairs, dtype=np.int64).reshape(-1, 2).T
         both = self._hashes[0][self.within[first]] * self._hashes[1][self.within[second]]
         self._refine_by(alike, self.roots[first], both)
-        for labels in flow.places.values():
+        every = [*flow.places.values(), *map(torch.cat, flow.relations.marks.values())]
+        # channels are set apart by nodes that only some pass through
+        every += [x.ids for x in tree_leaves(list(flow.labels.values())) if isinstance(x, Labels)]
+        for labels in {labels.numpy().tobytes(): labels for labels in every}.values():
             self._refine(alike, labels)
-        for marked in flow.relations.marks.values():
-            self._refine(alike, torch.cat(marked))
-        for labels in tree_leaves(list(flow.labels.values())):
-            if isinstance(labels, Labels):  # channels are set apart by nodes that only some pass through
-                self._refine(alike, labels.ids)
         indexing = {
             root for labels in flow.places.values() for root in np.unique(self._roots(labels)).tolist()
         }

@@ -81,6 +81,8 @@ def reduced(
         alike = apart <= SAME * torch.minimum(size[:, None], size)
         alike &= ~useless[:, None] & ~useless
         first = torch.where(useless, torch.arange(len(rows)).to(size.device), alike.int().argmax(1))
+        while not torch.equal(first, first[first]):  # such as duplicates of duplicates
+            first = first[first]
         kept = ~useless & (first == torch.arange(len(first)).to(first.device))
         copies = (~useless & ~kept).nonzero().flatten()
         for columns in _slices(net, group, 1):

@@ -136,14 +136,13 @@ class TracedNet:
         draw = torch.Generator().manual_seed(7)
         x = torch.randn(2, *self.image_shape, generator=draw, dtype=torch.float64)
         x = x.to(next(net.parameters(), x).device)
-        before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
         name = type(net).__name__
         try:
             with torch.no_grad():
                 _draw(net, draw)
                 logits = logits_of(_Scaled(graph).run(x))
                 if not logits.isfinite().all():  # such as after an exponential
-                    net.load_state_dict(before)
+                    net.load_state_dict(self.net.state_dict())
                     _vary(net, draw)
                     logits = logits_of(graph(x))
         except RuntimeError as error:
