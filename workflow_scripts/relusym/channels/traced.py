@@ -223,7 +223,7 @@ class TracedNet:
         the groups are.
         """
         planted, admitted = self.planted, []
-        for group in filter(lambda group: group.node, self.groups):
+        for group in (group for group in self.groups if group.node):  # no output shows the others
             every_second = torch.arange(group.size) % 2 == 0
             factors = {group.name: torch.where(every_second, factor, 1.0).double()}
             graph = planted.with_state(rescale(planted.net.state_dict(), [group], factors))

@@ -208,7 +208,7 @@ class Recorder(TorchFunctionMode):
 
     def output(self, result: Any) -> None:
         if hasattr(result, "logits") and not isinstance(result, Mapping):  # a named tuple or a dataclass
-            result = result._asdict() if isinstance(result, tuple) else vars(result)
+            result = result._asdict() if isinstance(result, tuple) else getattr(result, "__dict__", {})
         if isinstance(result, Mapping):
             result = {str(key): part for key, part in result.items() if _tensors(part)}
         node = self.graph.output(self._nodes_of(result))
