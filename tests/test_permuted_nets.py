@@ -192,7 +192,7 @@ def test_a_net_without_channels_to_permute_is_refused():
      "shares memory"),
     (lambda n: n.insert(1, nn.LazyConv2d(12, 1)), r"1\.weight has no shape yet"),
     (lambda n: n.to("meta"), r"0\.weight is on the meta device and has no values"),
-    (lambda n: setattr(n[1], "get_extra_state", dict), r"1\._extra_state is no tensor \(dict\)"),
+    (lambda n: n.insert(1, Counting(12, 12, 1)), r"1\._extra_state is no tensor \(dict\)"),
     (lambda n: n.append(First(torch.log)), "its logits aren't finite on images drawn at random"),
     (lambda n: n.insert(1, nn.Conv2d(7, 12, 1)), "can't be run on an image of 3×8×8: .*7"),
 ])  # fmt: skip
@@ -233,6 +233,11 @@ class Halved(nn.Conv2d):
     @property
     def weight(self):
         return self.doubled / 2
+
+
+class Counting(nn.Conv2d):
+    def get_extra_state(self):
+        return {"count": 1}
 
 
 @net_of(lambda function: {"function": function})

@@ -417,7 +417,8 @@ def test_an_image_shape_of_another_form_is_refused():
     for shape in (32, (), (3, 32.0, 32)):
         for net in (Net(), TracedNet(Net())):
             refused(
-                lambda net=net, shape=shape: channel_groups(net, shape), "allowed is .channels, height, width"
+                lambda net=net, shape=shape: channel_groups(net, shape),
+                "allowed is (channels, height, width)",
             )
 
 
