@@ -494,9 +494,13 @@ def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def _adds_feature_maps(addition: fx.Node) -> bool:
-    """Whether two tensors are added, rather than sizes or a constant."""
+    """Whether two tensors are added, rather than sizes, a constant or parameters alone."""
     others = {"size", "getattr", "getitem", "dim", "len"}
-    return len(addition.args) == 2 and all(
-        isinstance(x, fx.Node) and function_name(x) not in others and x.op != "get_attr"
-        for x in addition.args
+    return (
+        len(addition.args) == 2
+        and addition.meta["image"]
+        and all(
+            isinstance(x, fx.Node) and function_name(x) not in others and x.op != "get_attr"
+            for x in addition.args
+        )
     )
