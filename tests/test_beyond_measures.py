@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from conftest import refused
@@ -69,6 +71,26 @@ def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(net, label
         assert accuracy[2] == pytest.approx(merged.accuracy[middle], abs=1 / 60)
         loss = evaluate(merged.nets[middle], IMAGES, labels, MEASURED).means()["loss"]
         assert curves[way]["loss"][2] == pytest.approx(loss, rel=1e-4)
+
+
+def test_without_labels_curves_and_orbits_measure_agreement_with_the_net_on_any_batches(net, labels, merged):
+    batches = list(normalise(IMAGES.pixels).split(25))
+    unlabelled, labelled = (curve(merged.aligned, batches, batches, those, 3) for those in (None, labels))
+    assert unlabelled == labelled and unlabelled["plain"]["accuracy"][1] < 1
+    symmetry = HORIZONTAL_FLIP.name
+    unlabelled, labelled = (orbit_merge(net, symmetry, batches, batches, those) for those in (None, labels))
+    assert unlabelled == labelled and unlabelled.accuracy["orbit"] < 1
+
+
+def test_an_orbit_merge_leaves_the_nets_mode_and_refuses_what_a_flip_merge_does(net):
+    net = deepcopy(net).train()
+    orbit_merge(net, HORIZONTAL_FLIP, IMAGES, IMAGES, None)
+    assert all(module.training for module in net.modules())
+    how = {"images": IMAGES, "test_images": IMAGES, "labels": None}
+    refused(
+        lambda: orbit_merge(net, HORIZONTAL_FLIP, **how, matching="weight", starts=0), match="starts: 0 given"
+    )
+    refused(lambda: orbit_merge(deepcopy(net).half(), HORIZONTAL_FLIP, **how), match="give net.float()")
 
 
 def test_over_the_orbit_of_a_flip_the_merge_is_that_with_the_flipped_self(net, labels, merged):

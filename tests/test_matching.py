@@ -8,8 +8,9 @@ from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.matching.match import Pair, match
-from relusym.merging.aligned import EPSILON, joint_statistics
+from relusym.merging.aligned import joint_statistics
 from relusym.merging.merge import merge
+from relusym.merging.moments import EPSILON
 
 
 @pytest.fixture(scope="module")

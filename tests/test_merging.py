@@ -36,6 +36,7 @@ from relusym.evaluation.metrics import TOP_1, accuracy
 from relusym.merging.aligned import align, align_many, interpolate, joint_statistics
 from relusym.merging.exact_gcnn import project
 from relusym.merging.identities import LIMITS, hold, largest_difference
+from relusym.merging.many import merge_many
 from relusym.merging.merge import barrier, curve, flip_merge, merge, merge_weights
 from relusym.merging.repair import (
     LayerByLayer,
@@ -481,6 +482,62 @@ def test_what_a_merge_averages_besides_weights_and_what_it_leaves_is_named(net, 
 
 
 @torch.no_grad()
+@net_of(lambda: {
+    "conv": nn.Conv2d(3, 8, 3), "norm": nn.BatchNorm2d(8), "last": nn.Conv2d(8, 8, 3, padding=1),
+    "row": nn.Parameter(torch.randn(1, 8, 1, 1)), "column": nn.Parameter(torch.randn(1, 8, 1, 1)),
+    "head": nn.Linear(8, 10),
+})  # fmt: skip
+def SumOfParameters(self, x):
+    x = torch.relu(self.norm(self.conv(x))) + (2 * self.row + 2 * self.column)
+    return self.head(torch.relu(x + self.last(x)).mean((2, 3)))
+
+
+def test_a_sum_of_parameters_is_no_block():
+    torch.manual_seed(0)
+    merged = merge(SumOfParameters(), SumOfParameters(), Images(smooth_images(40), 20))
+    assert [*repair_points(merged.traced)] == ["add", "relu_1"] and merged.notes == []
+
+
+def test_a_layer_whose_activations_are_too_small_for_correlations_is_a_note():
+    net, some = vgg11(), Images(smooth_images(40), 20)
+    with torch.no_grad():
+        state = net.state_dict()
+        for name in ("features.conv2.weight", "features.conv2.bias"):
+            state[name] /= 1000
+        state["features.conv3.weight"] *= 1000  # so that the net computes the same
+    merged = flip_merge(net, some)
+    assert merged.similarity["conv2"] < 0.01 < 0.1 < merged.similarity["conv1"]
+    (note,) = [
+        note for note in merged.notes if "mean little in conv2: activations there vary by less" in note
+    ]
+    several = merge_many([net, net], some)
+    assert note in several.notes and not [note for note in flip_merge(vgg11(), some).notes if "mean" in note]
+
+
+@net_of(lambda normed: {
+    "conv": nn.Conv2d(3, 8, 3), "norm": nn.BatchNorm2d(8) if normed else nn.Identity(), "head": nn.Linear(8, 10),
+})  # fmt: skip
+def Standardised(self, x):
+    x = x / x.std((1, 2, 3), keepdim=True)
+    return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_an_image_for_which_a_net_isnt_finite_is_named(normed):
+    batches = list(torch.randn(3, 10, 3, 8, 8))
+    batches[1][4] = 0
+    line = "image 15: a net's logits aren't finite"
+    refused(lambda: flip_merge(Standardised(normed), batches), match=line)
+    refused(lambda: merge_many([Standardised(normed) for _ in range(3)], batches), match=line)
+
+
+def test_a_merge_by_weights_with_another_seed_or_shape_of_images_is_refused():
+    nets = conv_net(), conv_net()
+    refused(lambda: merge_weights(*nets, (3, 8, 8), seed=-1), match="seed: -1 given; allowed is")
+    for shape in (32, (3, 8.0, 8)):
+        refused(lambda shape=shape: merge_weights(*nets, shape), match="image_shape: ")
+
+
 def test_channels_are_matched_at_the_images_positions_and_not_at_those_that_a_layer_writes():
     torch.manual_seed(0)
     net, other = Mixer(), Mixer()

@@ -2,6 +2,7 @@
 
 import itertools
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -143,6 +144,15 @@ def test_two_nets_at_once_are_merged_like_a_pair():
 
 def test_a_single_net_is_refused():
     refused(lambda: merge_many([vgg11()], IMAGES), match="1 nets given; at least two are merged")
+
+
+def test_nets_without_channels_to_permute_are_refused():
+    nets = [nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for _ in range(3)]
+    line = "Sequential has no layer whose channels can be permuted: there is nothing to match"
+    refused(lambda: merge_many(nets, IMAGES), match=line)
+    for matching in ("activation", "cyclic"):
+        attempt = partial(orbit_merge, nets[0], QUARTER_TURN, IMAGES, IMAGES, None, matching=matching)
+        refused(attempt, match=line)
 
 
 # ---- cyclic

@@ -5,6 +5,7 @@ To add a matching, write a function from `Pair` to `Matching`, and a line for it
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -244,17 +245,21 @@ def identity(pair: Pair) -> Matching:
     return pair.matched_by({group.name: torch.arange(group.size) for group in pair.groups})
 
 
-def check_matching(name: str, order: int | None) -> None:
-    """Raises UserError for an unknown matching, or one that isn't for such a pair; `order` as in `Pair`."""
+def check_matching(name: str, order: int | None, starts: int = STARTS) -> None:
+    """Raises UserError for an unknown matching, one that isn't for such a pair, or an invalid number of starts; `order`
+    and `starts` as in `Pair`.
+    """
     if name not in (known := MATCHINGS | WITH_FACTORS):
         raise UserError(one_of("matching", name, known))
     if name in OF_FLIPS and order != 2:
         raise UserError(
             f"matching {name}: only for a net and its transformed self, by a symmetry of order 2 such as a flip"
         )
+    if not isinstance(starts, Integral) or starts < 1:
+        raise UserError(f"starts: {starts} given; allowed is a whole number, at least 1")
 
 
 def match(name: str, pair: Pair) -> Matching:
     """The pair's matching of this name. UserError as in `check_matching`."""
-    check_matching(name, pair.order)
+    check_matching(name, pair.order, pair.starts)
     return (MATCHINGS | WITH_FACTORS)[name].load()(pair)

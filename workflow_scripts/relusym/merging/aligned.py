@@ -1,7 +1,7 @@
 """Nets with matched channels, from which every merge starts, halfway or elsewhere, of all layers or of some."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from relusym.channels.groups import (
     ChannelGroup,
+    Permutations,
     by_node,
     factors_of,
     order_of,
@@ -19,14 +20,15 @@ from relusym.channels.groups import (
 )
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of, tensor_names
-from relusym.errors import UserError
+from relusym.errors import UserError, listed
 from relusym.evaluation.images import ImageSource, device_of
+from relusym.evaluation.logits import logits_of
 from relusym.matching import MATCHINGS, STARTS
 from relusym.matching.cyclic import cyclic
 from relusym.matching.match import Pair, Search, match, without_ties
 from relusym.matching.universe import universe
 from relusym.merging.identities import CHECK_IMAGES, LIMITS, answers, hold, largest_difference
-from relusym.merging.moments import JointMoments, Moments, Statistics, group_output, samples
+from relusym.merging.moments import EPSILON, JointMoments, Moments, Statistics, group_output, samples
 from relusym.merging.repair import CORRECTED, Layers, block_statistics, channel_dim, repair_points
 from relusym.randomness import generator
 from relusym.schema import one_of
@@ -70,7 +72,8 @@ def _architecture(net: fx.GraphModule) -> tuple:
     return nodes, {name: tensor.shape for name, tensor in net.state_dict().items()}
 
 
-EPSILON = 1e-4  # added to σσ′, so that dead channels correlate with nothing
+# Activations whose standard deviations are smaller are faint: `EPSILON` lowers their correlations by a tenth or more.
+FAINT = 0.03
 # Called with the outputs of all nets on a batch, and the batch's labels, if it has any.
 Answered = Callable[[list[Any], Tensor | None], None]
 PIECE = 2**23  # entries of feature maps that are added up at once: more would cost memory and save no time
@@ -84,7 +87,7 @@ class PairStatistics:
     # nets, of all nets' channels, net by net, with all nets' channels, (NC, NC)
     correlations: dict[str, Tensor]
     statistics: tuple[dict[str, Statistics], ...]  # each net's, by the names of `repair.repair_points`
-    # group name → standard deviations of both nets' channels, float64 (C,); empty for N nets
+    # group name → standard deviations of both nets' channels, float64 (C,); for N nets, of all nets' twice, (NC,)
     deviations: dict[str, tuple[Tensor, Tensor]]
 
     def by_net(self, groups: list[ChannelGroup], count: int | None = None) -> dict[str, Tensor]:
@@ -110,7 +113,7 @@ def joint_statistics(
     One pass serves all groups: permuting a layer together with the next layer's inputs leaves all later activations
     unchanged. It also serves REPAIR, except for nets with batch norm: these are matched as trained, in evaluation mode,
     and REPAIR's statistics are taken in training mode, in a separate pass (`block_statistics`). UserError if the nets
-    are of different architecture.
+    are of different architecture, or their logits of an image aren't finite.
 
     Args:
         groups: the groups to match; if empty, correlations are left out.
@@ -143,17 +146,39 @@ def joint_statistics(
                     moments[points[node]].add(samples(output, dims[node]))
 
     if matched or points or answered:
+        count = 0
         for x, labels in images.pairs(device):
             outputs = lockstep.run([x] * len(nets), visit)
+            for output in outputs:
+                finite = logits_of(output).isfinite().flatten(1).all(1)
+                if not finite.all():
+                    raise UserError(
+                        f"image {count + int(finite.int().argmin()) + 1}: a net's logits aren't finite, as after a "
+                        "division by an image's standard deviation if it is of one colour: leave this image out"
+                    )
+            count += len(x)
             if answered:
                 answered(outputs, labels)
     if normed:
         statistics = [block_statistics(net, images) for net in all_traced]
     else:
         statistics = [{name: moments.statistics() for name, moments in sums.items()} for sums in single]
-    correlations = {name: moments.correlation(EPSILON) for name, moments in joint.items()}
+    correlations = {name: moments.correlation() for name, moments in joint.items()}
     deviations = {name: (x.first.statistics().std, x.second.statistics().std) for name, x in joint.items()}
-    return PairStatistics(correlations, tuple(statistics), {} if all_with_all else deviations)
+    return PairStatistics(correlations, tuple(statistics), deviations)
+
+
+def faint_notes(deviations: Mapping[str, tuple[Tensor, Tensor]]) -> list[str]:
+    """A line on the groups whose channels are all faint, but not dead; `deviations`: as in `PairStatistics`."""
+    largest = {name: float(first.max() * second.max()) for name, (first, second) in deviations.items()}
+    faint = [name for name, product in largest.items() if 0 < product < FAINT**2]
+    if not faint:
+        return []
+    return [
+        f"correlations, and matchings by them, mean little in {listed(faint, 3)}: activations there vary by less than "
+        f"{FAINT:g}, which is little beside the {EPSILON:g} that is added to σσ′; are images normalised as in the "
+        "net's training? If so, matching weight doesn't depend on them"
+    ]
 
 
 Targets = dict[str, Statistics]
@@ -188,6 +213,7 @@ class Aligned:
     search: Search | None = None  # for a matching that searches
     # group name → float (C,), by which the second net's channels were multiplied
     factors: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # `faint_notes`
 
     @property
     def first(self) -> nn.Module:
@@ -214,6 +240,14 @@ def check_shapes(first: nn.Module, second: nn.Module) -> None:
         )
 
 
+def check_matchable(traced: TracedNet) -> None:
+    """Raises UserError for a net without channel groups."""
+    if not traced.groups:
+        raise UserError(
+            f"{type(traced.net).__name__} has no layer whose channels can be permuted: there is nothing to match"
+        )
+
+
 def _check_function(first: TracedNet, second: TracedNet, x: Tensor) -> None:
     """Raises UserError if the first net can't hold the second's weights, or computes something else with them."""
     if second.graph is first.graph:  # a copy
@@ -227,6 +261,19 @@ def _check_function(first: TracedNet, second: TracedNet, x: Tensor) -> None:
             "the nets are of different architecture: with the second's weights, the first doesn't compute what the "
             "second does, so an activation, an option or a tensor that isn't in the state dict differs"
         )
+
+
+def _permuted(
+    traced: TracedNet,
+    groups: list[ChannelGroup],
+    permutations: Permutations,
+    factors: dict[str, Tensor],
+    x: Tensor,
+) -> tuple[nn.Module, float]:
+    """A net with its channels permuted and multiplied, and by how much its logits of `x` differ."""
+    net = deepcopy(traced.net)
+    net.load_state_dict(rescale(permute(net.state_dict(), groups, permutations), groups, factors))
+    return net, largest_difference(*(answers(traced.module(each), x) for each in (traced.net, net)))
 
 
 @torch.no_grad()
@@ -250,15 +297,22 @@ def align(
     draw, admits = generator(seed, matching), first.admits
     pair = Pair(states, groups, measured.correlations, draw, order, starts, measured.deviations, admits)
     matched = match(matching, pair)
-    permutations, factors, permuted = matched.permutations, matched.factors, deepcopy(second.net)
-    permuted.load_state_dict(rescale(permute(states[1], groups, permutations), groups, factors))
-    logits = [answers(second.module(net), x) for net in (second.net, permuted)]
-    checks = {"permuted_logits": largest_difference(*logits)}
-    hold(checks)
+    permutations, factors = matched.permutations, matched.factors
+    permuted, difference = _permuted(second, groups, permutations, factors, x)
+    hold(checks := {"permuted_logits": difference})
     ordered = in_order(measured.statistics[1], groups, permutations, factors, first)
-    statistics = measured.statistics[0], ordered
-    similarity, search = matched.similarity, matched.search
-    return Aligned(first, permuted, groups, permutations, similarity, statistics, checks, search, factors)
+    return Aligned(
+        traced=first,
+        second=permuted,
+        groups=groups,
+        permutations=permutations,
+        similarity=matched.similarity,
+        statistics=(measured.statistics[0], ordered),
+        checks=checks,
+        search=matched.search,
+        factors=factors,
+        notes=faint_notes(measured.deviations),
+    )
 
 
 def in_order(
@@ -322,9 +376,7 @@ def align_many(
     *,
     matching: str = UNIVERSE,
     starts: int = STARTS,
-    seed: int = 0,
     order: int | None = None,
-    answered: Answered | None = None,
     measured: PairStatistics | None = None,
 ) -> AlignedNets:
     """Match the channels of several nets. UserError as in `merge.merge` and `cyclic.cyclic`.
@@ -339,10 +391,11 @@ def align_many(
         raise UserError(one_of("matching", matching, (UNIVERSE, CYCLIC, *MATCHINGS)))
     all_traced = [as_traced(net, images.shape) for net in nets]
     first, count, states = all_traced[0], len(nets), [traced.net.state_dict() for traced in all_traced]
+    check_matchable(first)
     groups, x = first.groups, images.first(CHECK_IMAGES, device_of(first.net))
     for traced in all_traced[1:]:
         _check_function(first, traced, x)
-    measured = measured or joint_statistics(all_traced, images, groups, answered, all_with_all=True)
+    measured = measured or joint_statistics(all_traced, images, groups, all_with_all=True)
     tables = measured.by_net(groups, count)
     if matching == CYCLIC:
         permutations = cyclic(groups, tables)
@@ -356,17 +409,14 @@ def align_many(
         permutations = [{group.name: torch.arange(group.size) for group in groups}]
         for i in range(1, count):
             to_first = {name: table[0, :, i] for name, table in tables.items()}
-            how = generator(seed, matching), order if i == 1 else None, starts
+            how = generator(0, matching), order if i == 1 else None, starts
             permutations.append(
                 match(matching, Pair((states[0], states[i]), groups, to_first, *how)).permutations
             )
-    aligned, checks = [first.net], {}
-    for traced, permutation in zip(all_traced[1:], permutations[1:], strict=True):
-        aligned.append(deepcopy(traced.net))
-        aligned[-1].load_state_dict(permute(traced.net.state_dict(), groups, permutation))
-        logits = [answers(first.module(net), x) for net in (traced.net, aligned[-1])]
-        checks["permuted_logits"] = max(largest_difference(*logits), checks.get("permuted_logits", 0.0))
-    hold(checks)
+    others = [_permuted(traced, groups, permutation, {}, x)
+              for traced, permutation in zip(all_traced[1:], permutations[1:], strict=True)]  # fmt: skip
+    aligned = [first.net, *(net for net, _ in others)]
+    hold(checks := {"permuted_logits": max(difference for _, difference in others)})
     statistics = [in_order(unordered, groups, permutation, {}, first)
                   for unordered, permutation in zip(measured.statistics, permutations, strict=False)]  # fmt: skip
     similarity = {name: _matched(table, torch.stack([by_group[name] for by_group in permutations]))

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from relusym.channels.traced import TracedNet, as_traced, net_of
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
-from relusym.evaluation.images import AnyImages, ImageSource, as_images
-from relusym.evaluation.logits import evaluating
-from relusym.evaluation.metrics import Metric, accuracy
+from relusym.evaluation.images import AnyImages, as_images
+from relusym.evaluation.logits import check_net, evaluating
+from relusym.evaluation.metrics import Metric, accuracy, check_metrics, evaluate
 from relusym.matching import STARTS
-from relusym.merging.aligned import align_many, joint_statistics
+from relusym.merging.aligned import align_many, faint_notes, joint_statistics
 from relusym.merging.identities import check_transformed
 from relusym.merging.merge import (
     METRICS,
@@ -30,7 +30,7 @@ from relusym.merging.merge import (
 from relusym.merging.repair import repair_notes
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
-from relusym.symmetry import Symmetry
+from relusym.symmetry import Symmetry, as_symmetry
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def merge_many(
         measured = joint_statistics(traced, images, traced[0].groups, answered, all_with_all=True)
         aligned = align_many(traced, images, measured=measured)
         for name, net in zip(ends, aligned.nets, strict=True):
-            check_alike(aligned.nets[0], net, aligned.groups, ("net_1", name))
+            check_alike(aligned.nets[0], net, ("net_1", name))
         inner, checks = corrected(aligned.mean(), aligned.targets(), images)
         to_first = align_many(traced, images, matching="activation", measured=measured)
         baseline, others = corrected(to_first.mean(), to_first.targets(), images)
@@ -83,7 +83,12 @@ def merge_many(
             similarity={name: float(table[apart].mean()) for name, table in aligned.similarity.items()},
             checks={name: max(value, others.get(name, value)) for name, value in (aligned.checks | checks).items()},
             aligned=aligned,
-            notes=fixed_notes(aligned.traced) + averaged_notes(*aligned.nets) + repair_notes(aligned.traced),
+            notes=[
+                *fixed_notes(aligned.traced),
+                *averaged_notes(*aligned.nets),
+                *repair_notes(aligned.traced),
+                *faint_notes(measured.deviations),
+            ],
             traced=aligned.traced,
         )  # fmt: skip
 
@@ -111,10 +116,10 @@ class OrbitMerge:
 @full_float32()
 def orbit_merge(
     net: nn.Module,
-    symmetry: Symmetry,
-    images: ImageSource,
-    test_images: ImageSource,
-    labels: Tensor,
+    symmetry: Symmetry | str,
+    images: AnyImages,
+    test_images: AnyImages,
+    labels: Tensor | None,
     *,
     matching: str = "activation",
     starts: int = STARTS,
@@ -122,22 +127,25 @@ def orbit_merge(
     """Merge a net with its selves transformed by every power of τ, matched as in `align_many`.
 
     With "cyclic", the mean of all is exactly a GCNN, before REPAIR. For a symmetry of order 2, "whole" is "pairwise",
-    the merge with the flipped self. UserError as in `align_many`, or if the net can't be transformed (`flip_merge`).
+    the merge with the flipped self. UserError as in `align_many` and `flip_merge`. `labels`: None as in `merge`.
     """
-    traced = as_traced(net, images.shape)
-    copies = [traced]
-    for _ in range(symmetry.order - 1):
-        copies.append(traced.copied(transformed(copies[-1], symmetry)))
-    with evaluating(traced.net, copies[1].net):
+    images, test, symmetry = as_images(images), as_images(test_images), as_symmetry(symmetry)
+    net = unwrapped(net)
+    check_metrics(check_net("net", net, images), labels, test, {})
+    with evaluating(net):
+        copies = [traced := as_traced(net, images.shape)]
+        for _ in range(symmetry.order - 1):
+            copies.append(traced.copied(transformed(copies[-1], symmetry)))
         check_transformed(traced, copies[1].net, symmetry, images)
-    aligned = align_many(copies, images, matching=matching, starts=starts, order=symmetry.order)
-    ends = [accuracy(end, test_images, labels) for end in aligned.nets]
-    accuracies, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}
-    measured = {}  # by the number of nets that are merged
-    for count in {2, len(ends)}:
-        inner, _ = corrected(aligned.mean(count), aligned.targets(count), images)
-        nets = {"": inner["repaired"], "_no_repair": inner.get("reset", inner["halfway"])}
-        measured[count] = {key: accuracy(merged, test_images, labels) for key, merged in nets.items()}
+        aligned = align_many(copies, images, matching=matching, starts=starts, order=symmetry.order)
+        own = evaluate(traced.net, test, labels)
+        ends = [own.means()["accuracy"], *(accuracy(end, test, own.labels) for end in aligned.nets[1:])]
+        accuracies, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}
+        measured = {}  # by the number of nets that are merged
+        for count in {2, len(ends)}:
+            inner, _ = corrected(aligned.mean(count), aligned.targets(count), images)
+            nets = {"": inner["repaired"], "_no_repair": inner.get("reset", inner["halfway"])}
+            measured[count] = {key: accuracy(merged, test, own.labels) for key, merged in nets.items()}
     for name, count in {"pairwise": 2, "whole": len(ends)}.items():
         for key, value in measured[count].items():
             accuracies[name + key], barriers[name + key] = value, barrier(sum(ends[:count]) / count, value)

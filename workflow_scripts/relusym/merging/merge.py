@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup
 from relusym.channels.handlers import BATCH_NORMS
 from relusym.channels.traced import TracedNet, as_traced, net_of
 from relusym.channels.tracing import Handlers, unwrapped
@@ -27,7 +26,15 @@ from relusym.evaluation.metrics import (
 )
 from relusym.matching import STARTS
 from relusym.matching.match import Search, check_matching
-from relusym.merging.aligned import Aligned, AlignedNets, Answered, Targets, align, check_shapes
+from relusym.merging.aligned import (
+    Aligned,
+    AlignedNets,
+    Answered,
+    Targets,
+    align,
+    check_matchable,
+    check_shapes,
+)
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repair_notes, repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
@@ -143,15 +150,19 @@ def merge_weights(
     Returns:
         the nets aligned, without similarity and statistics; `interpolate(0.5).net` is the net halfway.
     """
-    noise = torch.randn(8, *image_shape, generator=generator(seed, "noise"))  # images to trace the nets with
-    images = as_images([noise])
     check_how("weight", seed, None)
+    try:
+        noise = torch.randn(8, *image_shape, generator=generator(seed, "noise"))  # traces the nets
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"image_shape: {image_shape} given; allowed is (channels, height, width)") from error
+    images = as_images([noise])
     first, second = unwrapped(first), unwrapped(second)
     check_nets(dict(zip(PAIR, (first, second), strict=True)), images, images, None, {})
     with evaluating(first, second):
-        aligned = align(first, second, images, matching="weight", seed=seed)
-    check_alike(aligned.first, aligned.second, aligned.groups, PAIR)
-    return replace(aligned, similarity={}, statistics=({}, {}))
+        check_matchable(traced := as_traced(first, images.shape))
+        aligned = align(traced, second, images, matching="weight", seed=seed)
+    check_alike(aligned.first, aligned.second, PAIR)
+    return replace(aligned, similarity={}, statistics=({}, {}), notes=[])
 
 
 @torch.no_grad()
@@ -218,9 +229,10 @@ def _merge(
 ) -> Merge:
     """`merge` for nets that are checked already; `how` holds `align`'s options."""
     ends = dict(zip(names, (first.net, second.net), strict=True))
+    check_matchable(first)
     seen, answered = ends_scores(ends, test, labels, metrics)
     aligned = align(first, second, images, answered=answered if test is images else None, **how)
-    check_alike(aligned.first, aligned.second, aligned.groups, names)
+    check_alike(aligned.first, aligned.second, names)
     inner, fused = corrected(aligned.interpolate(0.5), aligned.targets(), images)
     merged = Merge(
         **scored(ends, inner, seen if test is images else {}, test, labels, metrics),
@@ -229,7 +241,12 @@ def _merge(
         checks=aligned.checks | fused,
         search=aligned.search,
         aligned=aligned,
-        notes=fixed_notes(first) + averaged_notes(aligned.first, aligned.second) + repair_notes(first),
+        notes=[
+            *fixed_notes(first),
+            *averaged_notes(aligned.first, aligned.second),
+            *repair_notes(first),
+            *aligned.notes,
+        ],
         traced=first,
     )
     merged.nets["permuted"] = aligned.second
@@ -302,7 +319,7 @@ def ends_scores(
     ends: Mapping[str, nn.Module], test: ImageSource, labels: Tensor | None, metrics: Mapping[str, Metric]
 ) -> tuple[dict[str, Scores], Answered]:
     """The endpoints' scores, and the function that adds logits to them in the pass that matches channels."""
-    scores = {name: Scores({"accuracy": TOP_1, **metrics}, check_labels(labels, test)) for name in ends}
+    scores = {name: Scores(metrics, check_labels(labels, test)) for name in ends}
 
     def answered(outputs: list[Any], labels: Tensor | None) -> None:
         for each, output in zip(scores.values(), outputs, strict=True):
@@ -373,22 +390,14 @@ def check_nets(
 
 def check_how(matching: str, seed: int, order: int | None, starts: int = STARTS) -> None:
     """Raises UserError for an unknown matching, an invalid seed or number of starts, before any work."""
-    check_matching(matching, order)
+    check_matching(matching, order, starts)
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed: {seed} given; allowed is a whole number from 0 to 2^63 - 1")
-    if not isinstance(starts, Integral) or starts < 1:
-        raise UserError(f"starts: {starts} given; allowed is a whole number, at least 1")
 
 
-def check_alike(
-    first: nn.Module, second: nn.Module, groups: list[ChannelGroup], names: tuple[str, str]
-) -> None:
-    """Raises UserError if there is nothing to match, or if the nets' integer tensors, scalar counts apart, differ."""
+def check_alike(first: nn.Module, second: nn.Module, names: tuple[str, str]) -> None:
+    """Raises UserError if the nets' integer tensors, scalar counts apart, differ."""
     others = second.state_dict()
-    if not groups:
-        raise UserError(
-            f"{type(first).__name__} has no layer whose channels can be permuted: there is nothing to match"
-        )
     for key, tensor in first.state_dict().items():
         if tensor.ndim and not tensor.is_floating_point() and not torch.equal(tensor, others[key]):
             raise UserError(
@@ -446,13 +455,13 @@ def unchecked_notes(traced: TracedNet, symmetry: Symmetry) -> list[str]:
 @torch.no_grad()
 @full_float32()
 def curve(
-    aligned: Aligned, images: ImageSource, test_images: ImageSource, labels: Tensor, points: int
+    aligned: Aligned, images: AnyImages, test_images: AnyImages, labels: Tensor | None, points: int
 ) -> dict[str, dict[str, list[float]]]:
     """Accuracy and loss at evenly spaced points from one net to the other. UserError for fewer than two points.
 
     Args:
         images: for REPAIR's statistics; the target statistics at a point are interpolated as its weights are.
-        test_images, labels: what accuracy and loss are measured on; labels int64 (N,).
+        test_images, labels: what accuracy and loss are measured on; labels int64 (N,), None as in `merge`.
         points: the number of points, endpoints included.
 
     Returns:
@@ -460,15 +469,17 @@ def curve(
     """
     if not isinstance(points, Integral) or points < 2:
         raise UserError(f"points: {points} given; allowed is a whole number, at least 2 (both endpoints)")
+    images, test = as_images(images), as_images(test_images)
     rows = []
     for i in range(points):
         share = i / (points - 1)
         traced = aligned.interpolate(share)
-        plain = evaluate(traced.net, test_images, labels, MEASURED).means()
-        fixed = plain
+        scores = evaluate(traced.net, test, labels, MEASURED)
+        labels = scores.labels  # if there are none, the first net's predictions
+        plain = fixed = scores.means()
         if 0 < i < points - 1:
             net = repaired(traced, aligned.targets(share), images)[0]
-            fixed = evaluate(net, test_images, labels, MEASURED).means()
+            fixed = evaluate(net, test, labels, MEASURED).means()
         rows.append({"plain": plain, "repaired": fixed})
     return {way: {metric: [row[way][metric] for row in rows] for metric in ("accuracy", "loss")}
             for way in ("plain", "repaired")}  # fmt: skip

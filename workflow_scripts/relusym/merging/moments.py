@@ -8,6 +8,7 @@ from torch import Tensor
 
 from relusym.channels.groups import ChannelGroup
 
+EPSILON = 1e-4  # added to σσ′, so that dead channels correlate with nothing
 CHUNK = 2048  # samples whose products are added up in float32
 CACHED = 2**18  # values processed at once on a CPU: they fit its cache, which all values of a wide map don't
 
@@ -124,8 +125,8 @@ class JointMoments:
             product = cross_product(self.first.centred(a), self.second.centred(b))
             self.product = product if self.product is None else self.product.add_(product)
 
-    def correlation(self, epsilon: float) -> Tensor:
-        """Pearson correlation, denominator σσ′ + `epsilon`, float64 (C₁, C₂); NaN becomes 0."""
+    def correlation(self) -> Tensor:
+        """Pearson correlation, denominator σσ′ + `EPSILON`, float64 (C₁, C₂); NaN becomes 0."""
         covariance = self.product / self.first.count - torch.outer(self.first.offset, self.second.offset)
         deviations = torch.outer(self.first.statistics().std, self.second.statistics().std)
-        return torch.nan_to_num(covariance / (deviations + epsilon), nan=0.0)
+        return torch.nan_to_num(covariance / (deviations + EPSILON), nan=0.0)

@@ -22,7 +22,7 @@ from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of, tensor_names
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating, logits_of
-from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, accuracy, evaluate
+from relusym.evaluation.metrics import MEASURED, Metric, Scores, accuracy, evaluate
 from relusym.merging.aligned import Aligned, Targets, distinct, interpolate, joint_statistics
 from relusym.merging.merge import barrier
 from relusym.merging.repair import (
@@ -327,8 +327,8 @@ def prefix_barriers(
     """
     mean = sum(accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)) / 2
     nets = PartialMerges(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
-    metrics, scores = {"accuracy": TOP_1}, Kept()
-    _one_by_one(nets, test_images, lambda: Scores(metrics, labels), scores, kinds={"prefix"})
+    scores = Kept()
+    _one_by_one(nets, test_images, lambda: Scores({}, labels), scores, kinds={"prefix"})
     accuracies = (scores["prefix", number]["accuracy"] for number in range(len(nets.parts)))
     return {part.name: barrier(mean, value) for part, value in zip(nets.parts, accuracies, strict=True)}
 

@@ -203,6 +203,7 @@ def exact(
             *([] if met.symmetric else [NOT_INVARIANT]),
             *([] if _is_folded(fast) else [_unfolded(_is_folded(fold(worthwhile=0)), compiled)]),
             *fixed_notes(traced),
+            *aligned.notes,
             *unchecked_notes(traced, symmetry),
             *statistics_notes(traced, accuracy["net"], accuracy["exact"], match, test, used),
         ],
