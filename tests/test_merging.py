@@ -481,7 +481,6 @@ def test_what_a_merge_averages_besides_weights_and_what_it_leaves_is_named(net, 
     assert note in merge(net(), net(), Images(smooth_images(40), 40)).notes
 
 
-@torch.no_grad()
 @net_of(lambda: {
     "conv": nn.Conv2d(3, 8, 3), "norm": nn.BatchNorm2d(8), "last": nn.Conv2d(8, 8, 3, padding=1),
     "row": nn.Parameter(torch.randn(1, 8, 1, 1)), "column": nn.Parameter(torch.randn(1, 8, 1, 1)),
@@ -495,7 +494,7 @@ def SumOfParameters(self, x):
 def test_a_sum_of_parameters_is_no_block():
     torch.manual_seed(0)
     merged = merge(SumOfParameters(), SumOfParameters(), Images(smooth_images(40), 20))
-    assert [*repair_points(merged.traced)] == ["add", "relu_1"] and merged.notes == []
+    assert [*repair_points(merged.traced)] == ["add_1", "relu_1"] and merged.notes == []
 
 
 def test_a_layer_whose_activations_are_too_small_for_correlations_is_a_note():
@@ -538,6 +537,7 @@ def test_a_merge_by_weights_with_another_seed_or_shape_of_images_is_refused():
         refused(lambda shape=shape: merge_weights(*nets, shape), match="image_shape: ")
 
 
+@torch.no_grad()
 def test_channels_are_matched_at_the_images_positions_and_not_at_those_that_a_layer_writes():
     torch.manual_seed(0)
     net, other = Mixer(), Mixer()

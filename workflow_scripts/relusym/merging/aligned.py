@@ -391,10 +391,10 @@ def align_many(
         raise UserError(one_of("matching", matching, (UNIVERSE, CYCLIC, *MATCHINGS)))
     all_traced = [as_traced(net, images.shape) for net in nets]
     first, count, states = all_traced[0], len(nets), [traced.net.state_dict() for traced in all_traced]
-    check_matchable(first)
     groups, x = first.groups, images.first(CHECK_IMAGES, device_of(first.net))
     for traced in all_traced[1:]:
         _check_function(first, traced, x)
+    check_matchable(first)
     measured = measured or joint_statistics(all_traced, images, groups, all_with_all=True)
     tables = measured.by_net(groups, count)
     if matching == CYCLIC:

@@ -68,15 +68,13 @@ class Partial:
     leave_one_out: dict[str, float]
 
 
-def parts(
-    net: nn.Module | TracedNet, most: int = MOST_PARTS, image_shape: tuple[int, ...] | None = None
-) -> list[Part]:
+def parts(net: nn.Module | TracedNet, most: int = MOST_PARTS) -> list[Part]:
     """The net's layers in the order in which they run, each norm with the layer before it.
 
     For a net with more than `most` layers, whole blocks, by the longest prefixes of names that give at most `most`.
     """
     layers: list[tuple[str, list[str]]] = []  # names, and tensors
-    graph, seen = as_traced(net, image_shape).module(), set()
+    graph, seen = as_traced(net).module(), set()
     for node in graph.graph.nodes:
         keys = [key for key in tensors_of(graph, node) if key not in seen]
         if not keys:

@@ -91,10 +91,10 @@ class Rescaling:
 
     scale: Tensor
     shift: Tensor
-    dim: int = -3
+    dim: int
 
     @classmethod
-    def towards(cls, current: Statistics, target: Statistics, dim: int = -3) -> "Rescaling":
+    def towards(cls, current: Statistics, target: Statistics, dim: int) -> "Rescaling":
         """The rescaling that takes outputs with statistics `current` to the target ones, however small both are."""
         smallest = torch.finfo(target.std.dtype).tiny  # two dead channels have a scale of 0
         scale = target.std / (current.std**2 + EPSILON * target.std**2).sqrt().clamp(min=smallest)
