@@ -36,7 +36,7 @@ from relusym.evaluation.metrics import TOP_1, accuracy
 from relusym.merging.aligned import align, align_many, interpolate, joint_statistics
 from relusym.merging.exact_gcnn import project
 from relusym.merging.identities import LIMITS, hold, largest_difference
-from relusym.merging.many import merge_many
+from relusym.merging.many import merge_many, orbit_merge
 from relusym.merging.merge import barrier, curve, flip_merge, merge, merge_weights
 from relusym.merging.repair import (
     LayerByLayer,
@@ -528,6 +528,24 @@ def test_an_image_for_which_a_net_isnt_finite_is_named(normed):
     line = "image 15: a net's logits aren't finite"
     refused(lambda: flip_merge(Standardised(normed), batches), match=line)
     refused(lambda: merge_many([Standardised(normed) for _ in range(3)], batches), match=line)
+
+
+def test_test_images_that_a_net_cant_read_are_refused():
+    nets = [conv_net(nn.Flatten(), nn.Linear(8 * 36, 10)) for _ in range(3)]
+    batches, others = [torch.randn(20, 3, 8, 8)], [torch.randn(20, 3, 9, 9)]
+    for attempt in (
+        lambda: merge(*nets[:2], batches, others),
+        lambda: merge_many(nets, batches, others),
+        lambda: flip_merge(nets[0], batches, others),
+        lambda: orbit_merge(nets[0], QUARTER_TURN, batches, others, None),
+    ):
+        refused(attempt, "can't read images of shape (3, 9, 9)")
+
+
+def test_a_curve_through_more_than_two_nets_is_refused():
+    batches = [torch.randn(20, 3, 8, 8)]
+    aligned = merge_many([conv_net(), conv_net(), conv_net()], batches).aligned
+    refused(lambda: curve(aligned, batches, batches, None, 3), match="curve: for two nets")
 
 
 def test_a_merge_by_weights_with_another_seed_or_shape_of_images_is_refused():

@@ -34,9 +34,9 @@ def corrected_halfway(aligned: Aligned, images: ImageSource) -> nn.Module:
     halfway = aligned.interpolate(0.5)
     if halfway.has_batch_norm:
         return reset_batch_norm(halfway.net, images)
-    targets = aligned.targets()
-    biased = {name for name in targets if halfway.net.get_submodule(name).bias is not None}
-    return repaired(halfway, {name: targets[name] for name in biased}, images)[0]
+    targets = {name: target for name, target in aligned.targets().items()
+               if halfway.net.get_submodule(name).bias is not None}  # fmt: skip
+    return repaired(halfway, targets, images)[0]
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from relusym.channels.traced import TracedNet, as_traced, net_of
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
 from relusym.evaluation.images import AnyImages, as_images
-from relusym.evaluation.logits import check_net, evaluating
-from relusym.evaluation.metrics import Metric, accuracy, check_metrics, evaluate
+from relusym.evaluation.logits import evaluating
+from relusym.evaluation.metrics import Metric, accuracy, evaluate
 from relusym.matching import STARTS
 from relusym.merging.aligned import align_many, faint_notes, joint_statistics
 from relusym.merging.identities import check_transformed
@@ -131,7 +131,7 @@ def orbit_merge(
     """
     images, test, symmetry = as_images(images), as_images(test_images), as_symmetry(symmetry)
     net = unwrapped(net)
-    check_metrics(check_net("net", net, images), labels, test, {})
+    check_nets({"net": net}, images, test, labels, {})
     with evaluating(net):
         copies = [traced := as_traced(net, images.shape)]
         for _ in range(symmetry.order - 1):

@@ -382,6 +382,8 @@ def check_nets(
 ) -> None:
     """Raises UserError for nets that can't be run or differ in architecture; for labels or metrics that don't fit."""
     logits = [check_net(name, net, images) for name, net in ends.items()]
+    if test.shape != images.shape:
+        logits = [check_net(name, net, test) for name, net in ends.items()]
     first, *others = ends.values()
     for other in others:
         check_shapes(first, other)
@@ -432,7 +434,7 @@ def flip_merge(
     symmetry = as_symmetry(symmetry)
     check_how(matching, seed, symmetry.order, starts)
     net = unwrapped(net)
-    check_metrics(check_net(FLIP[0], net, images), test_labels, test, metrics)
+    check_nets({FLIP[0]: net}, images, test, test_labels, metrics)
     with evaluating(net):
         traced = as_traced(net, images.shape, handlers)
         flipped = transformed(traced, symmetry)
@@ -469,6 +471,8 @@ def curve(
     """
     if not isinstance(points, Integral) or points < 2:
         raise UserError(f"points: {points} given; allowed is a whole number, at least 2 (both endpoints)")
+    if not isinstance(aligned, Aligned):
+        raise UserError("curve: for two nets with matched channels, as in the `aligned` of a merge of two")
     images, test = as_images(images), as_images(test_images)
     rows = []
     for i in range(points):
