@@ -7,15 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
-from relusym.record_types import (
-    ROUNDING,
-    AbsoluteBarrier,
-    Barrier,
-    Fields,
-    NotNegative,
-    Share,
-    Similarity,
-)
+from relusym.record_types import ROUNDING, AbsoluteBarrier, Barrier, Fields, NotNegative, Share, Similarity
 from relusym.schema import remark
 
 

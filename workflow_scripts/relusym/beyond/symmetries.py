@@ -8,15 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
-from relusym.record_types import (
-    Barrier,
-    Fields,
-    NotNegative,
-    Share,
-    Shares,
-    Similarity,
-    check_barrier,
-)
+from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, Similarity, check_barrier
 from relusym.schema import remark
 from relusym.symmetry import SYMMETRIES
 

@@ -149,13 +149,12 @@ def joint_statistics(
         count = 0
         for x, labels in images.pairs(device):
             outputs = lockstep.run([x] * len(nets), visit)
-            for output in outputs:
-                finite = logits_of(output).isfinite().flatten(1).all(1)
-                if not finite.all():
-                    raise UserError(
-                        f"image {count + int(finite.int().argmin()) + 1}: a net's logits aren't finite, as after a "
-                        "division by an image's standard deviation if it is of one colour: leave this image out"
-                    )
+            finite = torch.stack([logits_of(y).isfinite().flatten(1).all(1) for y in outputs]).all(0)
+            if not finite.all():
+                raise UserError(
+                    f"image {count + int(finite.int().argmin()) + 1}: a net's logits aren't finite, as after dividing "
+                    "by an image's standard deviation if it is of one colour: leave this image out"
+                )
             count += len(x)
             if answered:
                 answered(outputs, labels)
@@ -206,7 +205,7 @@ class Aligned:
     second: nn.Module
     groups: list[ChannelGroup]
     # group name → int64 (C,): channel i is channel `permutation[i]` of the second net before permuting
-    permutations: dict[str, Tensor]
+    permutations: Permutations
     similarity: dict[str, float]  # group name → mean correlation of the matched channels
     statistics: tuple[Targets, Targets]  # both nets', by the names of `repair.repair_points`
     checks: dict[str, float]  # from `identities`: permuting the second net leaves its logits unchanged
@@ -301,24 +300,17 @@ def align(
     permuted, difference = _permuted(second, groups, permutations, factors, x)
     hold(checks := {"permuted_logits": difference})
     ordered = in_order(measured.statistics[1], groups, permutations, factors, first)
+    statistics, notes = (measured.statistics[0], ordered), faint_notes(measured.deviations)
+    similarity, search = matched.similarity, matched.search
     return Aligned(
-        traced=first,
-        second=permuted,
-        groups=groups,
-        permutations=permutations,
-        similarity=matched.similarity,
-        statistics=(measured.statistics[0], ordered),
-        checks=checks,
-        search=matched.search,
-        factors=factors,
-        notes=faint_notes(measured.deviations),
+        first, permuted, groups, permutations, similarity, statistics, checks, search, factors, notes
     )
 
 
 def in_order(
     statistics: Targets,
     groups: list[ChannelGroup],
-    permutations: dict[str, Tensor],
+    permutations: Permutations,
     factors: dict[str, Tensor],
     traced: TracedNet,
 ) -> Targets:
@@ -348,10 +340,11 @@ class AlignedNets:
     traced: TracedNet  # the first net
     nets: list[nn.Module]
     groups: list[ChannelGroup]
-    permutations: list[dict[str, Tensor]]  # for each net, as in `Aligned`
+    permutations: list[Permutations]  # for each net, as in `Aligned`
     similarity: dict[str, Tensor]  # group name → mean correlations of the pairs of nets, float64 (N, N)
     statistics: list[Targets]  # each net's, by the names of `repair.repair_points`
     checks: dict[str, float]  # from `identities`: permuting the nets leaves their logits unchanged
+    notes: list[str]  # `faint_notes`
 
     @torch.no_grad()
     def mean(self, count: int | None = None) -> TracedNet:
@@ -421,7 +414,8 @@ def align_many(
                   for unordered, permutation in zip(measured.statistics, permutations, strict=False)]  # fmt: skip
     similarity = {name: _matched(table, torch.stack([by_group[name] for by_group in permutations]))
                   for name, table in tables.items()}  # fmt: skip
-    return AlignedNets(first, aligned, groups, permutations, similarity, statistics, checks)
+    notes = faint_notes(measured.deviations)
+    return AlignedNets(first, aligned, groups, permutations, similarity, statistics, checks, notes)
 
 
 def _matched(table: Tensor, permutations: Tensor) -> Tensor:

@@ -13,21 +13,19 @@ from relusym.evaluation.images import AnyImages, as_images
 from relusym.evaluation.logits import evaluating
 from relusym.evaluation.metrics import Metric, accuracy, evaluate
 from relusym.matching import STARTS
-from relusym.merging.aligned import align_many, faint_notes, joint_statistics
+from relusym.merging.aligned import align_many, joint_statistics
 from relusym.merging.identities import check_transformed
 from relusym.merging.merge import (
     METRICS,
     Merge,
-    averaged_notes,
     barrier,
     check_alike,
     check_nets,
     corrected,
     ends_scores,
-    fixed_notes,
+    merge_notes,
     scored,
 )
-from relusym.merging.repair import repair_notes
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
 from relusym.symmetry import Symmetry, as_symmetry
@@ -83,12 +81,7 @@ def merge_many(
             similarity={name: float(table[apart].mean()) for name, table in aligned.similarity.items()},
             checks={name: max(value, others.get(name, value)) for name, value in (aligned.checks | checks).items()},
             aligned=aligned,
-            notes=[
-                *fixed_notes(aligned.traced),
-                *averaged_notes(*aligned.nets),
-                *repair_notes(aligned.traced),
-                *faint_notes(measured.deviations),
-            ],
+            notes=merge_notes(aligned, *aligned.nets),
             traced=aligned.traced,
         )  # fmt: skip
 

@@ -241,12 +241,7 @@ def _merge(
         checks=aligned.checks | fused,
         search=aligned.search,
         aligned=aligned,
-        notes=[
-            *fixed_notes(first),
-            *averaged_notes(aligned.first, aligned.second),
-            *repair_notes(first),
-            *aligned.notes,
-        ],
+        notes=merge_notes(aligned, aligned.first, aligned.second),
         traced=first,
     )
     merged.nets["permuted"] = aligned.second
@@ -255,6 +250,12 @@ def _merge(
         first, accuracy[names[0]], accuracy["repaired"], images, test, merged.labels
     )
     return merged
+
+
+def merge_notes(aligned: Aligned | AlignedNets, *nets: nn.Module) -> list[str]:
+    """What a merge of these nets leaves, averages or can't measure well, a line each."""
+    traced = aligned.traced
+    return fixed_notes(traced) + averaged_notes(*nets) + repair_notes(traced) + aligned.notes
 
 
 def fixed_notes(traced: TracedNet) -> list[str]:
