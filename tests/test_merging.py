@@ -525,7 +525,7 @@ def Standardised(self, x):
 def test_an_image_for_which_a_net_isnt_finite_is_named(normed):
     batches = list(torch.randn(3, 10, 3, 8, 8))
     batches[1][4] = 0
-    line = "image 15: a net's logits aren't finite"
+    line = "a net's logits of image 15 aren't finite"
     refused(lambda: flip_merge(Standardised(normed), batches), match=line)
     refused(lambda: merge_many([Standardised(normed) for _ in range(3)], batches), match=line)
 

@@ -108,7 +108,7 @@ def check_finite(logits: Tensor, before: int = 0) -> None:
     if wrong.any():
         place = before + int(wrong.nonzero()[0]) + 1
         raise UserError(
-            f"the net's logits of image {place} aren't finite: leave such images out, or mend the net (does it divide "
+            f"a net's logits of image {place} aren't finite: leave such images out, or mend the net (does it divide "
             "by 0 for an image of one colour?)"
         )
 

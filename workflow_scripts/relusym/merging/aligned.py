@@ -22,7 +22,7 @@ from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of, tensor_names
 from relusym.errors import UserError, listed
 from relusym.evaluation.images import ImageSource, device_of
-from relusym.evaluation.logits import logits_of
+from relusym.evaluation.logits import check_finite, logits_of
 from relusym.matching import MATCHINGS, STARTS
 from relusym.matching.cyclic import cyclic
 from relusym.matching.match import Pair, Search, match, without_ties
@@ -149,12 +149,8 @@ def joint_statistics(
         count = 0
         for x, labels in images.pairs(device):
             outputs = lockstep.run([x] * len(nets), visit)
-            finite = torch.stack([logits_of(y).isfinite().flatten(1).all(1) for y in outputs]).all(0)
-            if not finite.all():
-                raise UserError(
-                    f"image {count + int(finite.int().argmin()) + 1}: a net's logits aren't finite, as after dividing "
-                    "by an image's standard deviation if it is of one colour: leave this image out"
-                )
+            for output in outputs:
+                check_finite(logits_of(output), count)
             count += len(x)
             if answered:
                 answered(outputs, labels)
