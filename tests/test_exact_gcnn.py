@@ -559,6 +559,7 @@ TRAIN = "--train-images {}/train.safetensors"
     ("--fine-tune 1 --train-images nowhere", "images: there is no nowhere"),
     (f"--fine-tune 9 --learning-rate 900 {TRAIN}", "diverges at a learning rate"),
     (f"--fine-tune 1 --learning-rate -1 {TRAIN}", "--learning-rate: -1"),
+    ("--train-labels {}/labels.txt", "--train-labels: these are labels of --train-images, which aren't given"),
     (f"--fine-tune {10**8} {TRAIN}", f"--fine-tune: {10**8} given"),
 ])  # fmt: skip
 def test_an_error_is_one_line_and_nothing_is_written(capsys, folder, tmp_path, arguments, line):

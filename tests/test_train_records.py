@@ -88,6 +88,12 @@ def test_a_diverged_net_is_recorded_at_once_and_nothing_is_merged_from_it(tmp_pa
     refused(lambda: merged([(model, 0)], [SETTINGS[model]], [files], data, filters=filters), match=line)
 
 
+@pytest.mark.parametrize("frequent, least", [(10, 0.11), (50, 0.55), (95, 0.975), (100, 1)])
+def test_more_accuracy_than_the_most_frequent_class_gives_can_be_reached(frequent, least):
+    labels = torch.arange(100).sub(frequent - 1).clamp(min=0)  # class 0: `frequent` of 100
+    assert loading.least_accuracy(labels) == pytest.approx(least)
+
+
 @pytest.mark.slow(seconds=2)
 @FAMILIES
 def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_path, data, nets, model):

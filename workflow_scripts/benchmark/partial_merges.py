@@ -9,7 +9,6 @@ at the same time, in a process each, so that other work slows down both. Seconds
 """
 
 import multiprocessing
-import resource
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +22,7 @@ from benchmark.sides import CPU, device_name
 from relusym.channels.traced import TracedNet
 from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.metrics import MEASURED, evaluate
-from relusym.memory import keep_freed_memory
+from relusym.memory import keep_freed_memory, peak_mb
 from relusym.merging.aligned import joint_statistics
 from relusym.merging.partial import PartialMerges, Which, partial_merges
 from relusym.nets.vgg import VGG11
@@ -94,7 +93,7 @@ def main(name: str, count: int = 500, sampled: int = 4, size: int = 224) -> None
         parts = partial_merges(first, second, some, some, None)
         here = time.process_time() - started
         seconds, barriers = side.result()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_mb() / 2**10
     apart = max(abs(getattr(parts[number], kind)["loss"] - loss) for (kind, number), loss in barriers.items())
     print(
         f"| {name} | {size} | {len(parts)} | {count} | {here:.0f} | {seconds:.0f} | {seconds / here:.1f} | "

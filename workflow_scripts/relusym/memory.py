@@ -1,6 +1,8 @@
-"""The C library's memory allocator: freed memory is reused instead of being fetched anew from the kernel."""
+"""The process's memory: freed memory is reused instead of being fetched anew from the kernel; its peak."""
 
 import ctypes
+import resource
+import sys
 from contextlib import suppress
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's <malloc.h>
@@ -17,3 +19,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         if any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST):
             mallopt(TRIM_THRESHOLD, LARGEST[0])
+
+
+def peak_mb() -> float:
+    """The most memory that the process has held so far, in MB (2²⁰ bytes)."""
+    unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,7 +1,6 @@
 """The inputs of a job, prepared images and trained nets, each checked against its record; and the job's cost."""
 
 import platform
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from relusym.data import augmentation, digest, image_set
 from relusym.data.image_set import ImageSet
 from relusym.errors import UserError
 from relusym.evaluation.images import normalisation
+from relusym.memory import peak_mb
 from relusym.records.files import load_record
 from relusym.records.fingerprint import non_default
 from relusym.symmetry import SYMMETRIES
@@ -62,7 +62,8 @@ def normalise_of(settings: Record) -> augmentation.Normalise:
 
 def least_accuracy(labels: Tensor) -> float:
     """The accuracy up to which a net counts as degenerate: slightly more than the share of the most frequent class."""
-    return CHANCE_MARGIN * float(labels.bincount().max()) / len(labels)
+    share = float(labels.bincount().max()) / len(labels)
+    return min(CHANCE_MARGIN * share, (share + 1) / 2)
 
 
 def load_net(path: Path, device: torch.device) -> nn.Module:
@@ -146,7 +147,7 @@ class JobMeter:
 
         `earlier_seconds`: the time that a resumed job took before; included in the record's seconds.
         """
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        resident = peak_mb()
         if self.device.type == "cuda":
             name, peak = (
                 torch.cuda.get_device_name(self.device),

@@ -481,6 +481,8 @@ def _train_images(options: argparse.Namespace) -> str | None:
     path = options.train_images
     if path is not None and not Path(path).exists():
         raise UserError(f"--train-images: there is no {path}")
+    if path is None and options.train_labels is not None:
+        raise UserError("--train-labels: these are labels of --train-images, which aren't given")
     if path is not None or not options.fine_tune:
         return path
     if not recognised(Path(options.images)):

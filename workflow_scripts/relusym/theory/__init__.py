@@ -11,12 +11,12 @@ Every module's `demonstrate(seed, draws)` returns a record body with the keys
 """
 
 import platform
-import resource
 import time
 from importlib import import_module
 from typing import Any
 
 import relusym
+from relusym.memory import peak_mb
 
 # For each statement, the default number of random draws in its test, and what is drawn.
 STATEMENTS = {
@@ -44,6 +44,6 @@ def record(name: str, settings: dict[str, int]) -> dict[str, Any]:
     started = time.perf_counter()
     body = demonstrate(name, **settings)
     code = {"relusym": relusym.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+    memory = round(peak_mb(), 1)
     cost = {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": memory}
     return {"kind": "theory", **body, "settings": settings, "code": code, "cost": cost}
