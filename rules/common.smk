@@ -169,3 +169,14 @@ def merge_job(path):
         }
 
     return merge_job
+
+
+@cache
+def counted_by_status():
+    """The trainings and merges for the paper's tables; of a scale without any, all trainings, merges and measurements."""
+    of_nets = {key: job for key, job in RESULTS.jobs.items() if key in RESULTS.chosen and job.nets}
+    return [
+        key
+        for key, job in of_nets.items()
+        if not job.is_beyond and all(SETTINGS.model_of(type_).is_in_paper for type_, _ in job.nets)
+    ] or [*of_nets]
