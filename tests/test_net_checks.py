@@ -70,6 +70,12 @@ class Standardised(Body):
         return super().forward((x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True))
 
 
+def test_images_that_a_symmetry_doesnt_fit_are_refused():
+    wide = Images(PIXELS[:, :16], 60)
+    refused(lambda: invariance_error(Body(nn.Identity()), wide, SYMMETRIES["quarter_turn"]), "to be square")
+    assert invariance_error(Body(nn.Identity()), wide) > 0
+
+
 @pytest.mark.parametrize("batch_size", [60, 16])
 def test_an_image_whose_logits_arent_finite_is_named(batch_size):
     pixels = PIXELS.clone()

@@ -48,8 +48,11 @@ def moved(logits: Tensor, symmetry: Symmetry) -> Tensor:
 @torch.no_grad()
 @full_float32()
 def invariance_error(net: nn.Module, images: AnyImages, symmetry: Symmetry = HORIZONTAL_FLIP) -> float:
-    """Mean relative invariance error of `net` over `images`; Φ(τx) is compared with τΦ(x) if logits have pixels."""
+    """Mean relative invariance error of `net` over `images`; Φ(τx) is compared with τΦ(x) if logits have pixels.
+    UserError if images don't fit the symmetry (`Symmetry.powers`).
+    """
     device, images = device_of(net), as_images(images)
+    symmetry.powers(torch.empty(images.shape, device="meta"))
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     with evaluating(net):
         for x in images.batches(device):
